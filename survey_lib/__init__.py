@@ -1,0 +1,1 @@
+"""An executable survey of edge-edge collaborative training."""

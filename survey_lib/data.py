@@ -1,0 +1,396 @@
+"""Data sets as tensors: digits comes with scikit-learn, Fashion-MNIST is found or fetched, others on
+request. What is used is what was asked for and is undamaged, or an error says what to do."""
+
+import contextlib
+import functools
+import gzip
+import hashlib
+import inspect
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import zipfile
+import zlib
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from survey_lib.errors import DataError, UsageError
+
+SYSTEM = Path("/usr/share/datasets/fashion-mnist")  # where the Debian package puts its files
+PACKAGE = "dataset-fashion-mnist"
+TIMEOUT = 30  # s without an answer, after which a download is given up
+# SHA-256 of each file's *decompressed* content: the .gz files differ in their headers (name, date)
+# between the publisher's and Debian's copies, the content does not.
+FASHION_MNIST = {
+    "train-images-idx3-ubyte": "c59f468a2f672dc815687fe0f83887768d799fd8a3f3276145d20f83aa44d888",
+    "train-labels-idx1-ubyte": "bad3541b69d912435c50bb6ba87bec294ff4f6a2e1246121d8633921760443d9",
+    "t10k-images-idx3-ubyte": "5b4141f0afbad91edebe8549f8fcffe087ea10ca49f1dbef5c9a5cd8815ce37b",
+    "t10k-labels-idx1-ubyte": "0402a96d92fd2663957122ceb108a494c5af83dab82d92729df917d7dec38c34",
+}
+DIGITS = "9c22ca1110896520c3ce41616b94e56819b6fc2d20c1c9066979ea6497cd4773"
+# torchvision sets that a train / test split does not make classification sets we can fetch
+OTHERS = """CelebA CLEVRClassification ImageNet Imagenette Kinetics Kitti Middlebury2014Stereo
+PhotoTour WIDERFace""".split()
+KNOWN = (
+    "digits, fashion_mnist, a torchvision classification set such as cifar10, "
+    "or a file my.npz with x (n, ...) and y (n,)"
+)
+
+
+@dataclass(frozen=True, eq=False)
+class Data:
+    """A classification set: x (n, ...) float32, y (n,) int64 in 0..classes-1; the same for the test
+    part. `checksum` is the SHA-256 of the raw content; a stored result is bound to it."""
+
+    name: str
+    x: Tensor
+    y: Tensor
+    x_test: Tensor
+    y_test: Tensor
+    classes: int
+    checksum: str
+
+
+def load(name: str = "digits") -> Data:
+    """The data set `name`, read once per process: `digits`, `fashion_mnist`, a torchvision
+    classification set in snake or native case (`cifar10`, `CIFAR10`), or the path of a .npz file."""
+    if not isinstance(name, str | os.PathLike):
+        raise UsageError(f"the data set {name!r} is not a name; expected {KNOWN}")
+    name = os.fspath(name)
+    if name.lower().endswith(".npz"):
+        path = Path(name).expanduser().resolve()
+        if not path.is_file():
+            raise UsageError(f"there is no file {name}; expected an .npz file with x and y")
+        return _npz(path, path.stat().st_mtime_ns, path.stat().st_size)
+    short = name.replace("_", "").lower()
+    own = {"digits": _digits, "fashionmnist": _fashion_mnist}
+    return own[short]() if short in own else _torchvision(_torchvision_class(name, short))
+
+
+def cache_dir() -> Path:
+    """The folder for downloads: $SURVEY_LIB_CACHE, else the user's cache folder of this system."""
+    import platformdirs
+
+    chosen = os.environ.get("SURVEY_LIB_CACHE")
+    return Path(chosen).expanduser() if chosen else Path(platformdirs.user_cache_dir("survey_lib"))
+
+
+@functools.lru_cache
+def _digits() -> Data:
+    """1797 images (1, 8, 8) in 0..1: 1437 to train and 360 to test, one fixed stratified split."""
+    from sklearn.datasets import load_digits
+
+    images, labels = load_digits(return_X_y=True)
+    parts = _split(images.astype(np.uint8).reshape(-1, 1, 8, 8), labels)
+    found = _checksum(*parts)
+    if found != DIGITS:
+        raise DataError(
+            f"scikit-learn's digits or its split changed: SHA-256 {found}, expected {DIGITS}; "
+            "install the versions of requirements.lock"
+        )
+    x, y, x_test, y_test = parts
+    return _data("digits", x / 16, y, x_test / 16, y_test, 10, found)
+
+
+@functools.lru_cache
+def _fashion_mnist() -> Data:
+    """60,000 images (1, 28, 28) to train, 10,000 to test; standardised by mean 0.2860, sd 0.3530."""
+    raw = _fashion_mnist_files()
+    arrays = [
+        np.frombuffer(raw[name], np.uint8, offset=16 if "images" in name else 8)
+        for name in FASHION_MNIST
+    ]
+    x, x_test = (_standardised(a.reshape(-1, 1, 28, 28), [0.2860], [0.3530]) for a in arrays[::2])
+    checksum = hashlib.sha256("".join(FASHION_MNIST.values()).encode()).hexdigest()
+    return _data("fashion_mnist", x, arrays[1], x_test, arrays[3], 10, checksum)
+
+
+def _fashion_mnist_files() -> dict:
+    """{file name: decompressed, verified content}, from the first of four ways that has all of it."""
+    home, said = cache_dir() / "fashion-mnist", {}
+    if raw := _read(home, said) or _read(SYSTEM, said):
+        return raw
+    with _staging(home) as staging:
+        if raw := _read(home, said):  # another process fetched it while this one waited
+            return raw
+        ways = {"torchvision's download": _by_torchvision, f"apt-get download {PACKAGE}": _by_apt}
+        for way, fetch in ways.items():
+            print(f"Fashion-MNIST: trying {way} (30 MB, once)", file=sys.stderr)
+            work = staging / fetch.__name__
+            work.mkdir()
+            try:
+                folder = fetch(work)
+                if not (raw := _read(folder, said, way)):
+                    continue
+            except Exception as error:  # whatever a download says, the next way is tried
+                said[way] = _line(error)
+                continue
+            home.mkdir(exist_ok=True)
+            for name in FASHION_MNIST:
+                os.replace(folder / f"{name}.gz", home / f"{name}.gz")
+            return raw
+    tried = "; ".join(f"{way}: {what}" for way, what in said.items())
+    raise DataError(
+        f"Fashion-MNIST could not be had. Tried {tried}. Put the four files "
+        f"{{train,t10k}}-{{images-idx3,labels-idx1}}-ubyte.gz into {home}, "
+        "or use SCALE=quick, which needs none of them"
+    )
+
+
+def _read(folder: Path, said: dict, way: str = "") -> dict | None:
+    """The four contents, or None with a word in `said` if a file is missing. Damage is an error."""
+    paths = {name: folder / f"{name}.gz" for name in FASHION_MNIST}
+    if missing := [p.name for p in paths.values() if not p.exists()]:
+        said[way or str(folder)] = "has no " + ", ".join(missing)
+    raw = {n: _verified(p, FASHION_MNIST[n]) for n, p in paths.items() if p.exists()}
+    return None if missing else raw
+
+
+def _verified(path: Path, sha256: str) -> bytes:
+    try:
+        content = gzip.decompress(path.read_bytes())
+        what = f"content of SHA-256 {hashlib.sha256(content).hexdigest()}"
+    except (OSError, EOFError, zlib.error) as error:
+        content, what = None, _line(error)
+    if what.endswith(sha256):
+        return content
+    raise DataError(
+        f"{path} is damaged and was not used: {what}, expected content of SHA-256 {sha256}; "
+        "remove this file and run again, which fetches it anew"
+    )
+
+
+def _by_torchvision(work: Path) -> Path:
+    from torchvision.datasets import FashionMNIST
+
+    with _socket_timeout():
+        FashionMNIST(str(work), download=True)
+    return work / "FashionMNIST" / "raw"
+
+
+def _by_apt(work: Path) -> Path:
+    """Debian's package, without root and with package lists of our own."""
+    if not (shutil.which("apt-get") and shutil.which("dpkg-deb")):
+        raise DataError("this system has no apt-get")
+    for part in ("lists/partial", "cache/archives/partial"):
+        (work / part).mkdir(parents=True)
+    options = """-q -o Dir::State={0} -o Dir::State::lists={0}/lists -o Dir::Cache={0}/cache
+        -o APT::Sandbox::User=root -o Acquire::Languages=none -o Acquire::Retries=1
+        -o Acquire::http::Timeout={1} -o Acquire::https::Timeout={1}"""
+    apt = ["apt-get", *(option.format(work, TIMEOUT) for option in options.split())]
+    updated = _command([*apt, "update"], work, fail=False)  # one dead list need not matter
+    try:
+        _command([*apt, "download", PACKAGE], work)
+    except DataError as error:
+        raise DataError(f"{error} (update: {updated})") from error
+    (deb,) = work.glob(f"{PACKAGE}_*.deb")
+    _command(["dpkg-deb", "-x", str(deb), str(work / "unpacked")], work)
+    return work / "unpacked" / SYSTEM.relative_to("/")
+
+
+def _command(words: list, folder: Path, fail: bool = True) -> str:
+    """Run a command, 10 min at most; the last line it wrote. A failure is an error if `fail`."""
+    done = subprocess.run(
+        words,
+        cwd=folder,
+        env={**os.environ, "LC_ALL": "C"},
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        errors="replace",
+        timeout=20 * TIMEOUT,
+    )
+    last = (done.stdout.strip().splitlines() or ["no output"])[-1]
+    if done.returncode and fail:
+        raise DataError(f"{words[0]} failed: {last}")
+    return last
+
+
+@contextlib.contextmanager
+def _staging(target: Path):
+    """An empty folder beside `target`, for one process at a time. What is whole is moved from it
+    by os.replace; what a killed download left in it is thrown away and never read."""
+    from filelock import FileLock
+
+    partial = target.with_name(target.name + ".partial")
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(target.with_name(target.name + ".lock")):
+            shutil.rmtree(partial, ignore_errors=True)
+            partial.mkdir()
+            try:
+                yield partial
+            finally:
+                shutil.rmtree(partial, ignore_errors=True)
+    except OSError as error:
+        raise DataError(
+            f"cannot write to {target.parent} ({_line(error)}); set SURVEY_LIB_CACHE to a folder "
+            "that can be written"
+        ) from error
+
+
+@contextlib.contextmanager
+def _socket_timeout():
+    before = socket.getdefaulttimeout()
+    socket.setdefaulttimeout(TIMEOUT)
+    try:
+        yield
+    finally:
+        socket.setdefaulttimeout(before)
+
+
+def _torchvision_class(name: str, short: str) -> type:
+    from torchvision import datasets
+
+    native = {c.lower(): c for c in datasets.__all__ if c not in OTHERS}.get(short, "")
+    cls = getattr(datasets, native, None)
+    accepts = inspect.signature(cls).parameters if cls else {}
+    split = getattr(accepts.get("split"), "default", None)
+    if not ("train" in accepts or split in ("train", "trainval") or native == "EMNIST"):
+        raise UsageError(f"there is no data set {name!r}; expected {KNOWN}")
+    return cls
+
+
+@functools.lru_cache
+def _torchvision(cls: type) -> Data:
+    """A set of equally large images (channels, height, width), standardised per channel."""
+    root = cache_dir() / "torchvision" / cls.__name__
+    record = root / "sha256"  # written last: a folder that has it is whole
+    if not record.is_file():
+        with _staging(root) as partial:
+            if not record.is_file():
+                print(f"{cls.__name__}: trying torchvision's download (once)", file=sys.stderr)
+                with _socket_timeout():
+                    parts = _torchvision_parts(cls, partial, download=True)
+                (partial / "sha256").write_text(_checksum(*parts))
+                os.replace(partial, root)
+    x, y, x_test, y_test = parts = _torchvision_parts(cls, root, download=False)
+    found, expected = _checksum(*parts), record.read_text().strip()
+    if found != expected:
+        raise DataError(
+            f"{root} is damaged and was not used: SHA-256 {found}, expected {expected}; "
+            "remove this folder and run again, which fetches it anew"
+        )
+    counts = [np.bincount(x[:, c].ravel(), minlength=256) for c in range(x.shape[1])]
+    levels = np.arange(256) / 255
+    mean = [c @ levels / c.sum() for c in counts]
+    sd = [np.sqrt(c @ (levels - m) ** 2 / c.sum()) for c, m in zip(counts, mean, strict=True)]
+    x, x_test = _standardised(x, mean, sd), _standardised(x_test, mean, sd)
+    name = cls.__name__.lower()
+    return _data(name, x, y, x_test, y_test, int(max(y.max(), y_test.max())) + 1, found)
+
+
+def _torchvision_parts(cls: type, root: Path, download: bool) -> list:
+    """[x, y, x_test, y_test] as uint8 (n, channels, height, width) and int64 (n,)."""
+    accepts = inspect.signature(cls).parameters
+    parts = []
+    for train in (True, False):
+        if cls.__name__ == "EMNIST":
+            part = {"split": "balanced", "train": train}
+        elif "train" in accepts:
+            part = {"train": train}
+        else:
+            part = {"split": accepts["split"].default if train else "test"}
+        try:
+            items = cls(str(root), download=download, **part)
+            images, labels = zip(*((np.asarray(im), lab) for im, lab in items), strict=True)
+        except Exception as error:  # a download, its format, a library it lacks: all kinds
+            raise DataError(
+                f"torchvision's {cls.__name__} could not be had: {_line(error)}; "
+                f"try again with a network, or remove {root} if it is there"
+            ) from error
+        shapes = sorted({image.shape for image in images})
+        if len(shapes) > 1:
+            raise UsageError(
+                f"the images of {cls.__name__} differ in size, {shapes[0]} to {shapes[-1]}; "
+                "bring them to one size and load them from an .npz file with x and y"
+            )
+        x = np.stack(images)
+        x = x[:, None] if x.ndim == 3 else np.moveaxis(x, 3, 1)
+        parts += [np.ascontiguousarray(x), np.array(labels, np.int64)]
+    return parts
+
+
+@functools.lru_cache
+def _npz(path: Path, modified: int, size: int) -> Data:
+    """A user's file: x (n, ...) numeric, y (n,) integer; x_test and y_test or a fixed stratified
+    80 / 20 split. Labels become 0..classes-1, features are standardised over the train part."""
+
+    def refuse(why):
+        raise UsageError(f"{path.name}: {why}; expected x (n, ...) finite numbers, y (n,) integers")
+
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            keys = [k for k in ("x", "y", "x_test", "y_test") if k in file.files]
+            parts = [file[k] for k in keys]
+    except (ValueError, OSError, EOFError, AttributeError, TypeError, zipfile.BadZipFile) as error:
+        refuse(f"cannot be read ({_line(error)})")
+    if len(keys) not in (2, 4) or keys[:2] != ["x", "y"]:
+        refuse(f"has {keys}, needs x and y, or x, y, x_test and y_test")
+    for x, y in zip(parts[::2], parts[1::2], strict=True):
+        if x.ndim < 2 or y.shape != x.shape[:1] or x.shape[1:] != parts[0].shape[1:] or not x.size:
+            refuse(f"x of shape {x.shape} and y of shape {y.shape} do not fit")
+        if x.dtype.kind not in "fiub" or y.dtype.kind not in "iub":
+            refuse(f"x is {x.dtype} and y is {y.dtype}")
+        if not np.isfinite(x).all():
+            refuse("x has values that are not finite")
+    if len(parts[0]) < 10:
+        refuse(f"has {len(parts[0])} examples, needs 10 or more")
+    values = np.unique(parts[1])
+    if len(values) < 2 or not np.isin(parts[-1], values).all():
+        refuse(f"y has the classes {values[:5].tolist()}: needs 2 or more, and all of y_test")
+    checksum = _checksum(*parts)
+    try:
+        parts = parts if len(parts) == 4 else _split(*parts)
+    except ValueError as error:
+        refuse(f"cannot be split 80 / 20 ({_line(error)})")
+    x, y, x_test, y_test = parts
+    x, x_test = x.astype(np.float64), x_test.astype(np.float64)
+    mean, sd = x.mean(), x.std()
+    if not 0 < sd < np.inf:
+        refuse(f"x has a standard deviation of {sd}")
+    y, y_test = np.searchsorted(values, y), np.searchsorted(values, y_test)
+    x, x_test = (x - mean) / sd, (x_test - mean) / sd
+    return _data(path.name, x, y, x_test, y_test, len(values), checksum)
+
+
+def _split(x, y) -> list:
+    """[x, y, x_test, y_test]: one fixed stratified split, four fifths to train."""
+    from sklearn.model_selection import train_test_split
+
+    x, x_test, y, y_test = train_test_split(x, y, test_size=0.2, random_state=0, stratify=y)
+    return [x, y, x_test, y_test]
+
+
+def _standardised(images: np.ndarray, mean: list, sd: list) -> Tensor:
+    """uint8 (n, channels, height, width) as float32 (value / 255 - mean) / sd, per channel."""
+    x = torch.from_numpy(images.astype(np.float32)).div_(255)
+    shape = (1, -1, 1, 1)
+    return x.sub_(torch.tensor(mean).float().view(shape)).div_(torch.tensor(sd).float().view(shape))
+
+
+def _checksum(*arrays: np.ndarray) -> str:
+    """SHA-256 over shapes, types and little-endian contents: the same on every machine."""
+    digest = hashlib.sha256()
+    for a in arrays:
+        a = np.ascontiguousarray(a, a.dtype.newbyteorder("<"))
+        digest.update(f"{a.dtype.str}{a.shape}".encode() + a.tobytes())
+    return digest.hexdigest()
+
+
+def _data(name, x, y, x_test, y_test, classes, checksum) -> Data:
+    x, x_test = (torch.as_tensor(a, dtype=torch.float32) for a in (x, x_test))
+    y, y_test = (torch.from_numpy(np.asarray(a).astype(np.int64)) for a in (y, y_test))
+    return Data(name, x, y, x_test, y_test, classes, checksum)
+
+
+def _line(error: Exception) -> str:
+    """An error's text on one line of bounded length."""
+    return " ".join(str(error).split())[:200] or type(error).__name__

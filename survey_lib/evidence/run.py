@@ -1,0 +1,105 @@
+"""Drive one method to an end, evaluating what it yields."""
+
+import inspect
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import numpy as np
+import pandas as pd
+import torch
+
+from survey_lib.errors import Diverged, UsageError
+from survey_lib.training import Task
+from survey_lib.world import World
+
+
+def run(
+    method: Callable,
+    task: Task,
+    world: World,
+    *,
+    rounds: int | None = None,
+    seconds: float | None = None,
+    target: float | None = None,
+    every: int = 1,
+    **arguments,
+) -> pd.DataFrame:
+    """The history of one run, a row per evaluation.
+
+    Ends after so many rounds (yields after the first), virtual seconds, or at a target accuracy, whichever
+    comes first. Columns: round, clock (s), bytes, bytes_busiest, messages, joules; accuracy and loss on the test
+    data (mean over the models), worst (the worst model's accuracy), averaged (of the mean model), and what the
+    method yields besides. A model that is not finite raises Diverged, with the history so far.
+    """
+    if rounds is None and seconds is None:
+        raise UsageError("say when to stop: rounds=... or seconds=... of virtual time")
+    if rounds is not None and rounds < 1 or every < 1:
+        raise UsageError(f"rounds = {rounds}, every = {every}; both must be at least 1")
+    known = inspect.signature(method).parameters
+    unknown = [a for a in arguments if a not in known and not any(p.kind is p.VAR_KEYWORD for p in known.values())]
+    if unknown:
+        names = [k for k, p in known.items() if p.kind is p.KEYWORD_ONLY]
+        raise UsageError(f"{method.__name__} has no argument {', '.join(unknown)}; it has {', '.join(names)}")
+    if world.n < task.n:
+        raise UsageError(f"the task has {task.n} devices, the world {world.n}; build them for the same number")
+    rows, extras = [], []
+    for r, value in enumerate(method(task, world, **arguments)):
+        models, extra = value if isinstance(value, tuple) else (value, {})
+        extras.append(extra)
+        over = r == rounds or (seconds is not None and world.clock >= seconds)
+        if r % every and not over:
+            continue
+        X = models if models.dim() == 2 else models[None]
+        if not torch.isfinite(X).all():
+            note = f"{method.__name__}: the model is not finite after round {r}; lower the step size"
+            raise Diverged(note, pd.DataFrame(rows))
+        accuracy, loss = task.evaluate(X)
+        averaged = task.evaluate(X.mean(0, keepdim=True))[0][0] if len(X) > 1 else accuracy[0]
+        besides = {k: float(np.mean([e[k] for e in extras if k in e])) for k in extra}
+        extras.clear()
+        measured = dict(accuracy=accuracy.mean(), worst=accuracy.min(), averaged=averaged, loss=loss.mean())
+        rows.append(dict(round=r, **world.totals(), **measured, **besides))
+        if over or (target is not None and accuracy.mean() >= target):
+            break
+    return pd.DataFrame(rows).astype({"round": int})
+
+
+@dataclass(frozen=True)
+class Case:
+    """A run but for its seed: a method with its arguments, how to build task and world, and when to stop."""
+
+    method: Callable
+    arguments: dict = field(default_factory=dict)
+    task: dict = field(default_factory=dict)
+    world: dict = field(default_factory=dict)
+    until: dict = field(default_factory=dict)
+
+    def run(self, seed: int) -> pd.DataFrame:
+        """Task, world and method with this seed. A run that diverges ends there, with `diverged` set and the
+        accuracy of guessing from then on."""
+        task = Task(**self.task, seed=seed)
+        world = World(**{"n": task.n} | self.world, seed=seed)
+        try:
+            history = run(self.method, task, world, **self.until, **self.arguments, seed=seed)
+        except Diverged as error:
+            history = error.args[1]
+            lost = dict.fromkeys(("accuracy", "worst", "averaged"), 1 / task.classes)
+            end = dict(round=self.until.get("rounds", int(history["round"].iloc[-1]) + 1), **world.totals())
+            history = pd.concat([history, pd.DataFrame([{**end, **lost}])], ignore_index=True)
+        return history
+
+    def but(self, **arguments) -> "Case":
+        """The same case with some arguments of the method changed."""
+        return Case(self.method, {**self.arguments, **arguments}, self.task, self.world, self.until)
+
+
+def final(history: pd.DataFrame, column: str = "accuracy", last: int = 1) -> float:
+    """Mean of a column over the last evaluations of a run."""
+    return float(history[column].tail(last).mean())
+
+
+def reach(history: pd.DataFrame, target: float, column: str = "round") -> float:
+    """The first value of `column` at which the accuracy is at the target; the run's last value if it never is, which
+    flatters whoever did not arrive: a claim to arrive sooner is then understated by its baseline."""
+    there = history[history["accuracy"] >= target]
+    return float((there if len(there) else history.tail(1))[column].iloc[0])

@@ -1,0 +1,182 @@
+"""Finished runs on disk, each under a key made of everything that it depends on."""
+
+import ast
+import functools
+import hashlib
+import importlib.metadata
+import inspect
+import json
+import os
+import platform
+import tempfile
+from dataclasses import fields, is_dataclass
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import torch
+
+import survey_lib
+
+ROOT = Path(survey_lib.__file__).parent
+
+
+def write_atomic(path: Path, content: str | bytes) -> Path:
+    """Write a file so that it is there whole or not at all."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    data = content.encode() if isinstance(content, str) else content
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=".", suffix=".tmp")
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(data)
+        os.chmod(temporary, 0o644)
+        os.replace(temporary, path)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise
+    return path
+
+
+def canonical(value):
+    """`value` as JSON-able data that says all that matters of it: the arguments of a run become part of its key."""
+    if value is None or isinstance(value, bool | int | float | str):
+        return value
+    if isinstance(value, np.generic):
+        return value.item()
+    if isinstance(value, torch.Tensor | np.ndarray):
+        array = np.ascontiguousarray(value)
+        return {"array": list(array.shape), "sha256": hashlib.sha256(array.tobytes()).hexdigest()[:16]}
+    if isinstance(value, torch.dtype):
+        return str(value)
+    if isinstance(value, pd.DataFrame):
+        return {"frame": hashlib.sha256(value.to_csv().encode()).hexdigest()[:16]}
+    if isinstance(value, dict):
+        return {str(k): canonical(v) for k, v in value.items()}
+    if isinstance(value, tuple | list):
+        return [canonical(v) for v in value]
+    if isinstance(value, functools.partial):
+        return {"call": canonical(value.func), "args": canonical(value.args), "with": canonical(value.keywords)}
+    if is_dataclass(value):
+        return {type(value).__name__: {f.name: canonical(getattr(value, f.name)) for f in fields(value)}}
+    if inspect.isfunction(value):
+        return f"{value.__module__}.{value.__qualname__}:{source_hash(value)}"
+    raise TypeError(f"{value!r} cannot be part of a run's key; use numbers, tensors, functions or functools.partial")
+
+
+@cache
+def source_hash(function) -> str:
+    """Hash of a function's source and of everything in survey_lib that it reaches: within the methods, function
+    by function, so that a change to one method reruns that method only; elsewhere, whole modules."""
+    digest, todo, seen = hashlib.sha256(), [function], set()
+    modules = set()
+    while todo:
+        f = inspect.unwrap(todo.pop())
+        if f in seen:
+            continue
+        seen.add(f)
+        digest.update(_source(f).encode())
+        for name, target in _targets(f):
+            module = inspect.getmodule(target)
+            if module is None or not module.__name__.startswith("survey_lib"):
+                digest.update(f"{name}={target!r}".encode() if isinstance(target, int | float | str) else b"")
+            elif module.__name__.startswith("survey_lib.methods") and callable(target):
+                todo.append(target)
+            else:
+                modules.add(module.__name__)
+    for name in sorted(_reach(modules)):
+        digest.update(_module_file(name).read_bytes())
+    return digest.hexdigest()[:16]
+
+
+def _source(f):
+    try:
+        return inspect.getsource(f)
+    except (OSError, TypeError):  # a method typed into a shell has no file
+        return repr(getattr(getattr(f, "__code__", f), "co_code", f))
+
+
+def _targets(f):
+    """(name, value) of the globals that a function or class refers to, nested functions included, and the
+    functions and classes behind its default arguments."""
+    codes, names = [getattr(f, "__code__", None)], set()
+    if inspect.isclass(f):
+        codes = [m.__code__ for m in vars(f).values() if inspect.isfunction(m)]
+    while codes:
+        code = codes.pop()
+        if code is not None:
+            names |= set(code.co_names)
+            codes += [c for c in code.co_consts if inspect.iscode(c)]
+    space = getattr(f, "__globals__", vars(inspect.getmodule(f)))
+    found = [(name, space.get(name)) for name in sorted(names)]
+    defaults = [*(getattr(f, "__defaults__", None) or ()), *(getattr(f, "__kwdefaults__", None) or {}).values()]
+    for default in defaults:
+        default = default.func if isinstance(default, functools.partial) else default
+        found.append(("", type(default) if is_dataclass(default) else default))
+    return found
+
+
+def _module_file(name):
+    path = ROOT.joinpath(*name.split(".")[1:])
+    return path.with_suffix(".py") if path.with_suffix(".py").exists() else path / "__init__.py"
+
+
+@cache
+def _imports(name):
+    found = set()
+    for node in ast.walk(ast.parse(_module_file(name).read_text())):
+        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("survey_lib"):
+            inner = {f"{node.module}.{a.name}" for a in node.names}
+            found |= {m if ROOT.joinpath(*m.split(".")[1:]).with_suffix(".py").exists() else node.module for m in inner}
+    return found
+
+
+def _reach(modules):
+    """The modules and all modules of survey_lib that they import, methods left out (they count by function)."""
+    todo, seen = list(modules), set()
+    while todo:
+        name = todo.pop()
+        if name not in seen and not name.startswith("survey_lib.methods"):
+            seen.add(name)
+            todo += _imports(name)
+    return seen
+
+
+@cache
+def versions() -> dict:
+    """What else decides the bits of a run: library versions and the kind of machine."""
+    libraries = {name: importlib.metadata.version(name) for name in ("torch", "numpy", "scipy", "networkx")}
+    return {**libraries, "machine": platform.machine(), "simd": torch.backends.cpu.get_cpu_capability()}
+
+
+class Store:
+    """A folder of finished runs. No pickle is read back; a damaged file counts as missing and is replaced."""
+
+    def __init__(self, folder: Path):
+        self.folder = Path(folder)
+
+    def key(self, description: dict) -> str:
+        text = json.dumps([description, versions()], sort_keys=True)
+        return hashlib.sha256(text.encode()).hexdigest()[:32]
+
+    def path(self, key: str) -> Path:
+        return self.folder / key[:2] / f"{key}.json"
+
+    def get(self, key: str) -> pd.DataFrame | None:
+        try:
+            text = self.path(key).read_text()
+            digest, body = text.split("\n", 1)
+            if hashlib.sha256(body.encode()).hexdigest() != digest:
+                raise ValueError("checksum")
+            return pd.DataFrame(json.loads(body)["history"])
+        except FileNotFoundError:
+            return None
+        except (ValueError, KeyError, UnicodeDecodeError):
+            print(f"{self.path(key)} is damaged; the run is repeated and the file replaced")
+            return None
+
+    def put(self, key: str, description: dict, history: pd.DataFrame) -> None:
+        columns = {c: history[c].tolist() for c in history}
+        body = json.dumps({"run": description, "history": columns})
+        write_atomic(self.path(key), hashlib.sha256(body.encode()).hexdigest() + "\n" + body)

@@ -1,0 +1,164 @@
+"""The survey's tables with the evidence beside each cell, as HTML, CSV, Markdown and LaTeX."""
+
+import html as web
+import re
+from collections import Counter
+from numbers import Number
+from pathlib import Path
+
+import pandas as pd
+from IPython.display import HTML
+
+from survey_lib.errors import UsageError
+from survey_lib.report.text import NO_EVIDENCE, VERDICTS, effect_text, write_file
+
+EVIDENCE = ["method", "measured effect", "baseline", "seeds", "verdict", "dataset"]
+LATEX = {c: f"\\{c}" for c in "&%$#_{}"} | {c: f"{{{c}}}" for c in "[]*"}  # "\\ [" is a length
+LATEX |= {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"}
+LATEX |= {"<": r"\textless{}", ">": r"\textgreater{}", "|": r"\textbar{}", "±": r"$\pm$"}
+
+
+def survey_table(table, ledger: pd.DataFrame) -> pd.DataFrame:
+    """The table as the survey prints it, with a line per row and method for what was measured."""
+    lines = []
+    for row in table.rows:
+        known = _lines_of(ledger, table, [row])
+        cells = [row.cells.get(column, "") for column in table.columns]
+        if not getattr(row, "in_table", True):
+            cells[0] = f"{cells[0]} (in the text only)".strip()
+        for method in dict.fromkeys([*row.methods, *known.method]) or [""]:
+            for found in list(known[known.method == method].itertuples()) or [None]:
+                lines.append([*cells, method, *_evidence(found)])
+                cells = [""] * len(cells)  # shown once per row
+    columns = [f"{c} (survey)" if c in EVIDENCE else c for c in table.columns]
+    return pd.DataFrame(lines, columns=[*columns, *EVIDENCE])
+
+
+def summary(table, ledger: pd.DataFrame) -> str:
+    """One line: how many rows of the table have evidence, and which verdicts came out."""
+    known = _lines_of(ledger, table, table.rows)
+    text = f"Table {table.number}: {known.row.nunique()} of {len(table.rows)} rows with evidence"
+    if known.empty:
+        return text
+    counts, methods = Counter(known.verdict), len(known[["row", "method"]].drop_duplicates())
+    claims = f", {len(known)} claims" if len(known) != methods else ""
+    verdicts = ", ".join(f"{counts[v]} {v}" for v in VERDICTS if counts[v])
+    return f"{text}, {methods} method{'s' if methods > 1 else ''}{claims}: {verdicts}"
+
+
+def badge(verdict: str) -> HTML:
+    """A verdict as a symbol and a word on a colour."""
+    if verdict not in VERDICTS:
+        raise UsageError(f"unknown verdict {verdict!r}; expected one of {', '.join(VERDICTS)}")
+    symbol, colour, _ = VERDICTS[verdict]
+    look = f"background:{colour};color:#FFFFFF;padding:1px 6px;border-radius:3px;white-space:nowrap"
+    return HTML(f'<span style="{look}">{symbol} {verdict}</span>')
+
+
+def html(frame: pd.DataFrame, caption: str | None = None) -> HTML:
+    """`frame` with inline styles only; a column `verdict` shows badges."""
+    heads, lines, right = _texts(_flat(frame))
+
+    def cell(tag, j, text, look):
+        if tag == "td" and heads[j] == "verdict" and text in VERDICTS:
+            text = badge(text).data
+        else:
+            text = web.escape(text)
+        side = "right" if right[j] else "left"
+        return f'<{tag} style="padding:4px 8px;text-align:{side};{look}">{text}</{tag}>'
+
+    def line(tag, texts, look):
+        return f"<tr>{''.join(cell(tag, j, text, look) for j, text in enumerate(texts))}</tr>"
+
+    title = (
+        f'<caption style="caption-side:top;text-align:left">{web.escape(caption or "")}</caption>'
+    )
+    body = "\n".join(line("td", texts, "vertical-align:top") for texts in lines)
+    return HTML(
+        '<table style="border-collapse:collapse;table-layout:auto;margin:8px 0px">'
+        f"{title if caption else ''}\n"
+        f"<thead>{line('th', heads, 'border-bottom:1px solid #888888')}</thead>\n"
+        f"<tbody>\n{body}\n</tbody></table>"
+    )
+
+
+def write(frame: pd.DataFrame, folder, stem: str, caption: str) -> list[Path]:
+    """`frame` as STEM.csv, .md, .tex (booktabs) and .html in `folder`; returns the paths."""
+    frame = _flat(frame)
+    texts = {
+        "csv": frame.to_csv(index=False, lineterminator="\n"),
+        "md": _markdown(*_texts(frame), caption),
+        "tex": _latex(*_texts(frame), caption, stem),
+        "html": html(frame, caption).data + "\n",
+    }
+    return [write_file(Path(folder) / f"{stem}.{kind}", text) for kind, text in texts.items()]
+
+
+def _markdown(heads, lines, right, caption):
+    def clean(text):
+        text = re.sub(r"([\\`*_{}\[\]|~$#])", r"\\\1", " ".join(text.split()))
+        return web.escape(text, quote=False)
+
+    rule = ["---:" if r else "---" for r in right]
+    rows = [[*map(clean, heads)], rule, *([*map(clean, line)] for line in lines)]
+    return "\n".join([clean(caption), "", *(f"| {' | '.join(row)} |" for row in rows), ""])
+
+
+def _latex(heads, lines, right, caption, stem):
+    def clean(text):
+        return "".join(LATEX.get(c, c) for c in " ".join(text.split()))
+
+    def row(texts):
+        return " & ".join(map(clean, texts)) + r" \\"
+
+    wide = [max(map(len, column)) > 24 for column in zip(heads, *lines, strict=True)]
+    kinds = [
+        "r" if r else r"p{0.2\linewidth}" if w else "l" for r, w in zip(right, wide, strict=True)
+    ]
+    return (
+        f"\\begin{{table}}\n\\caption{{{clean(caption)}}}\\label{{tab:{stem}}}\n"
+        f"\\begin{{tabular}}{{{''.join(kinds)}}}\n\\toprule\n{row(heads)}\n\\midrule\n"
+        + "".join(f"{row(line)}\n" for line in lines)
+        + "\\bottomrule\n\\end{tabular}\n\\end{table}\n"
+    )
+
+
+def _lines_of(ledger, table, rows):
+    """The ledger's lines for these rows of the table."""
+    wanted = ledger.row.astype(str).isin([str(row.number) for row in rows])
+    return ledger[wanted & (ledger.table.astype(str) == str(table.number))]
+
+
+def _evidence(found) -> list:
+    """The last cells of a line: measured effect, baseline, seeds, verdict, dataset."""
+    if found is None:
+        return ["", "", "", NO_EVIDENCE, ""]
+    effect = effect_text(found.effect, found.ci_low, found.ci_high, found.unit)
+    scale = "" if found.scale == "full" else f" ({found.scale})"
+    return [effect, found.baseline, int(found.seeds), found.verdict, f"{found.dataset}{scale}"]
+
+
+def _flat(frame):
+    """`frame` with a named index as columns and plain column names."""
+    frame = frame.reset_index() if any(frame.index.names) else frame
+    names = [" ".join(map(str, c)) if isinstance(c, tuple) else str(c) for c in frame.columns]
+    return frame.set_axis(names, axis=1)
+
+
+def _texts(frame):
+    """Column names, lines of cell texts, and which columns hold numbers only."""
+    lines = list(frame.itertuples(index=False, name=None))
+    texts = [[_cell(value) for value in line] for line in lines]
+    right = []
+    for j in range(frame.shape[1]):
+        filled = [line[j] for line, text in zip(lines, texts, strict=True) if text[j]]
+        right.append(bool(filled) and all(isinstance(v, Number) for v in filled))
+    return list(frame.columns), texts, right
+
+
+def _cell(value) -> str:
+    if value is None or (pd.api.types.is_scalar(value) and pd.isna(value)):
+        return ""
+    if isinstance(value, float):
+        return f"{value:.4g}" if not 1e4 <= abs(value) < 1e7 else f"{value:.0f}"
+    return str(value)

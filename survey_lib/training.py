@@ -20,7 +20,7 @@ from survey_lib.streams import stream
 torch.set_num_threads(1)  # parallelism is over runs: two threads on busy cores are many times slower
 
 Loss = Callable[..., Tensor]  # (logits z, labels y, rows, members) -> dL/dz per sample
-CHUNK = 2**18  # parameters trained at once: a stack that stays in cache
+CHUNK, WIDE = 2**21, 64  # parameters, devices trained at once: a stack that stays in cache
 
 
 class Task:
@@ -186,7 +186,7 @@ def _cohort(x, k):
 
 
 def _chunks(task, order):
-    return order.split(max(1, CHUNK // task.d) if task.network.dense else 1)
+    return order.split(max(1, min(WIDE, CHUNK // task.d)) if task.network.dense else 1)
 
 
 @torch.no_grad()

@@ -77,9 +77,13 @@ class Layer:
         return self.params.stop - self.params.start
 
 
-def _channels_last(weight):
-    """Convolution kernels in the layout in which a CPU convolves fastest (1.4 times here)."""
-    return weight.contiguous(memory_format=torch.channels_last) if weight.dim() == 4 else weight
+def _channels_last(images):
+    """Images (b, channels, height, width) in the layout in which a CPU convolves fastest (1.4 times here). The
+    strides are set outright, since one channel passes for either layout and is then taken for the slow one."""
+    if images.dim() != 4:
+        return images
+    _, c, h, w = images.shape
+    return images.contiguous(memory_format=torch.channels_last).as_strided(images.shape, (c * h * w, 1, c * w, c))
 
 
 class Network:
@@ -117,8 +121,8 @@ class Network:
 
     def __call__(self, x: Tensor, images: Tensor) -> Tensor:
         """(b, classes): the logits of one model x (d,) for images (b, ...)."""
-        views = map(_channels_last, self.views(x))
-        return functional_call(self.module, dict(zip(self.names, views, strict=True)), (images,))
+        parameters = dict(zip(self.names, self.views(x), strict=True))
+        return functional_call(self.module, parameters, (_channels_last(images),))
 
     def stage(self, first: int, last: int) -> Callable[[Tensor, Tensor], Tensor]:
         """The layers first .. last - 1 as a function (their part of x, input) -> output."""
@@ -129,8 +133,8 @@ class Network:
 
         def forward(x, inputs):
             parts = torch.split(x, [s.numel() for s in shapes])
-            views = {k: _channels_last(p.view(s)) for k, p, s in zip(names, parts, shapes, strict=True)}
-            return functional_call(module, views, (inputs,))
+            views = {k: p.view(s) for k, p, s in zip(names, parts, shapes, strict=True)}
+            return functional_call(module, views, (_channels_last(inputs),))
 
         return forward
 

@@ -1,18 +1,11 @@
-"""Data sets as tensors: digits comes with scikit-learn, Fashion-MNIST is found or fetched, others on
-request. What is used is what was asked for and is undamaged, or an error says what to do."""
+"""Data sets as tensors: digits comes with scikit-learn, Fashion-MNIST is found or fetched, and any
+other on request. What is used is what was asked for, undamaged, or an error says what to do."""
 
-import contextlib
 import functools
-import gzip
 import hashlib
 import inspect
 import os
-import shutil
-import socket
-import subprocess
 import sys
-import zipfile
-import zlib
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,18 +14,15 @@ import torch
 from torch import Tensor
 
 from survey_lib.errors import DataError, UsageError
+from survey_lib.fetch import (
+    FASHION_MNIST,
+    cache_dir,
+    fashion_mnist_files,
+    one_line,
+    socket_timeout,
+    staging,
+)
 
-SYSTEM = Path("/usr/share/datasets/fashion-mnist")  # where the Debian package puts its files
-PACKAGE = "dataset-fashion-mnist"
-TIMEOUT = 30  # s without an answer, after which a download is given up
-# SHA-256 of each file's *decompressed* content: the .gz files differ in their headers (name, date)
-# between the publisher's and Debian's copies, the content does not.
-FASHION_MNIST = {
-    "train-images-idx3-ubyte": "c59f468a2f672dc815687fe0f83887768d799fd8a3f3276145d20f83aa44d888",
-    "train-labels-idx1-ubyte": "bad3541b69d912435c50bb6ba87bec294ff4f6a2e1246121d8633921760443d9",
-    "t10k-images-idx3-ubyte": "5b4141f0afbad91edebe8549f8fcffe087ea10ca49f1dbef5c9a5cd8815ce37b",
-    "t10k-labels-idx1-ubyte": "0402a96d92fd2663957122ceb108a494c5af83dab82d92729df917d7dec38c34",
-}
 DIGITS = "9c22ca1110896520c3ce41616b94e56819b6fc2d20c1c9066979ea6497cd4773"
 # torchvision sets that a train / test split does not make classification sets we can fetch
 OTHERS = """CelebA CLEVRClassification ImageNet Imagenette Kinetics Kitti Middlebury2014Stereo
@@ -59,7 +49,7 @@ class Data:
 
 def load(name: str = "digits") -> Data:
     """The data set `name`, read once per process: `digits`, `fashion_mnist`, a torchvision
-    classification set in snake or native case (`cifar10`, `CIFAR10`), or the path of a .npz file."""
+    classification set in snake or native case (`cifar10`, `CIFAR10`), or a path to an .npz file."""
     if not isinstance(name, str | os.PathLike):
         raise UsageError(f"the data set {name!r} is not a name; expected {KNOWN}")
     name = os.fspath(name)
@@ -71,14 +61,6 @@ def load(name: str = "digits") -> Data:
     short = name.replace("_", "").lower()
     own = {"digits": _digits, "fashionmnist": _fashion_mnist}
     return own[short]() if short in own else _torchvision(_torchvision_class(name, short))
-
-
-def cache_dir() -> Path:
-    """The folder for downloads: $SURVEY_LIB_CACHE, else the user's cache folder of this system."""
-    import platformdirs
-
-    chosen = os.environ.get("SURVEY_LIB_CACHE")
-    return Path(chosen).expanduser() if chosen else Path(platformdirs.user_cache_dir("survey_lib"))
 
 
 @functools.lru_cache
@@ -100,8 +82,8 @@ def _digits() -> Data:
 
 @functools.lru_cache
 def _fashion_mnist() -> Data:
-    """60,000 images (1, 28, 28) to train, 10,000 to test; standardised by mean 0.2860, sd 0.3530."""
-    raw = _fashion_mnist_files()
+    """60,000 images (1, 28, 28) to train, 10,000 to test; mean 0.2860 becomes 0, sd 0.3530 1."""
+    raw = fashion_mnist_files()
     arrays = [
         np.frombuffer(raw[name], np.uint8, offset=16 if "images" in name else 8)
         for name in FASHION_MNIST
@@ -109,141 +91,6 @@ def _fashion_mnist() -> Data:
     x, x_test = (_standardised(a.reshape(-1, 1, 28, 28), [0.2860], [0.3530]) for a in arrays[::2])
     checksum = hashlib.sha256("".join(FASHION_MNIST.values()).encode()).hexdigest()
     return _data("fashion_mnist", x, arrays[1], x_test, arrays[3], 10, checksum)
-
-
-def _fashion_mnist_files() -> dict:
-    """{file name: decompressed, verified content}, from the first of four ways that has all of it."""
-    home, said = cache_dir() / "fashion-mnist", {}
-    if raw := _read(home, said) or _read(SYSTEM, said):
-        return raw
-    with _staging(home) as staging:
-        if raw := _read(home, said):  # another process fetched it while this one waited
-            return raw
-        ways = {"torchvision's download": _by_torchvision, f"apt-get download {PACKAGE}": _by_apt}
-        for way, fetch in ways.items():
-            print(f"Fashion-MNIST: trying {way} (30 MB, once)", file=sys.stderr)
-            work = staging / fetch.__name__
-            work.mkdir()
-            try:
-                folder = fetch(work)
-                if not (raw := _read(folder, said, way)):
-                    continue
-            except Exception as error:  # whatever a download says, the next way is tried
-                said[way] = _line(error)
-                continue
-            home.mkdir(exist_ok=True)
-            for name in FASHION_MNIST:
-                os.replace(folder / f"{name}.gz", home / f"{name}.gz")
-            return raw
-    tried = "; ".join(f"{way}: {what}" for way, what in said.items())
-    raise DataError(
-        f"Fashion-MNIST could not be had. Tried {tried}. Put the four files "
-        f"{{train,t10k}}-{{images-idx3,labels-idx1}}-ubyte.gz into {home}, "
-        "or use SCALE=quick, which needs none of them"
-    )
-
-
-def _read(folder: Path, said: dict, way: str = "") -> dict | None:
-    """The four contents, or None with a word in `said` if a file is missing. Damage is an error."""
-    paths = {name: folder / f"{name}.gz" for name in FASHION_MNIST}
-    if missing := [p.name for p in paths.values() if not p.exists()]:
-        said[way or str(folder)] = "has no " + ", ".join(missing)
-    raw = {n: _verified(p, FASHION_MNIST[n]) for n, p in paths.items() if p.exists()}
-    return None if missing else raw
-
-
-def _verified(path: Path, sha256: str) -> bytes:
-    try:
-        content = gzip.decompress(path.read_bytes())
-        what = f"content of SHA-256 {hashlib.sha256(content).hexdigest()}"
-    except (OSError, EOFError, zlib.error) as error:
-        content, what = None, _line(error)
-    if what.endswith(sha256):
-        return content
-    raise DataError(
-        f"{path} is damaged and was not used: {what}, expected content of SHA-256 {sha256}; "
-        "remove this file and run again, which fetches it anew"
-    )
-
-
-def _by_torchvision(work: Path) -> Path:
-    from torchvision.datasets import FashionMNIST
-
-    with _socket_timeout():
-        FashionMNIST(str(work), download=True)
-    return work / "FashionMNIST" / "raw"
-
-
-def _by_apt(work: Path) -> Path:
-    """Debian's package, without root and with package lists of our own."""
-    if not (shutil.which("apt-get") and shutil.which("dpkg-deb")):
-        raise DataError("this system has no apt-get")
-    for part in ("lists/partial", "cache/archives/partial"):
-        (work / part).mkdir(parents=True)
-    options = """-q -o Dir::State={0} -o Dir::State::lists={0}/lists -o Dir::Cache={0}/cache
-        -o APT::Sandbox::User=root -o Acquire::Languages=none -o Acquire::Retries=1
-        -o Acquire::http::Timeout={1} -o Acquire::https::Timeout={1}"""
-    apt = ["apt-get", *(option.format(work, TIMEOUT) for option in options.split())]
-    updated = _command([*apt, "update"], work, fail=False)  # one dead list need not matter
-    try:
-        _command([*apt, "download", PACKAGE], work)
-    except DataError as error:
-        raise DataError(f"{error} (update: {updated})") from error
-    (deb,) = work.glob(f"{PACKAGE}_*.deb")
-    _command(["dpkg-deb", "-x", str(deb), str(work / "unpacked")], work)
-    return work / "unpacked" / SYSTEM.relative_to("/")
-
-
-def _command(words: list, folder: Path, fail: bool = True) -> str:
-    """Run a command, 10 min at most; the last line it wrote. A failure is an error if `fail`."""
-    done = subprocess.run(
-        words,
-        cwd=folder,
-        env={**os.environ, "LC_ALL": "C"},
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        errors="replace",
-        timeout=20 * TIMEOUT,
-    )
-    last = (done.stdout.strip().splitlines() or ["no output"])[-1]
-    if done.returncode and fail:
-        raise DataError(f"{words[0]} failed: {last}")
-    return last
-
-
-@contextlib.contextmanager
-def _staging(target: Path):
-    """An empty folder beside `target`, for one process at a time. What is whole is moved from it
-    by os.replace; what a killed download left in it is thrown away and never read."""
-    from filelock import FileLock
-
-    partial = target.with_name(target.name + ".partial")
-    try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        with FileLock(target.with_name(target.name + ".lock")):
-            shutil.rmtree(partial, ignore_errors=True)
-            partial.mkdir()
-            try:
-                yield partial
-            finally:
-                shutil.rmtree(partial, ignore_errors=True)
-    except OSError as error:
-        raise DataError(
-            f"cannot write to {target.parent} ({_line(error)}); set SURVEY_LIB_CACHE to a folder "
-            "that can be written"
-        ) from error
-
-
-@contextlib.contextmanager
-def _socket_timeout():
-    before = socket.getdefaulttimeout()
-    socket.setdefaulttimeout(TIMEOUT)
-    try:
-        yield
-    finally:
-        socket.setdefaulttimeout(before)
 
 
 def _torchvision_class(name: str, short: str) -> type:
@@ -264,10 +111,10 @@ def _torchvision(cls: type) -> Data:
     root = cache_dir() / "torchvision" / cls.__name__
     record = root / "sha256"  # written last: a folder that has it is whole
     if not record.is_file():
-        with _staging(root) as partial:
+        with staging(root) as partial:
             if not record.is_file():
                 print(f"{cls.__name__}: trying torchvision's download (once)", file=sys.stderr)
-                with _socket_timeout():
+                with socket_timeout():
                     parts = _torchvision_parts(cls, partial, download=True)
                 (partial / "sha256").write_text(_checksum(*parts))
                 os.replace(partial, root)
@@ -303,7 +150,7 @@ def _torchvision_parts(cls: type, root: Path, download: bool) -> list:
             images, labels = zip(*((np.asarray(im), lab) for im, lab in items), strict=True)
         except Exception as error:  # a download, its format, a library it lacks: all kinds
             raise DataError(
-                f"torchvision's {cls.__name__} could not be had: {_line(error)}; "
+                f"torchvision's {cls.__name__} could not be had: {one_line(error)}; "
                 f"try again with a network, or remove {root} if it is there"
             ) from error
         shapes = sorted({image.shape for image in images})
@@ -330,8 +177,8 @@ def _npz(path: Path, modified: int, size: int) -> Data:
         with np.load(path, allow_pickle=False) as file:
             keys = [k for k in ("x", "y", "x_test", "y_test") if k in file.files]
             parts = [file[k] for k in keys]
-    except (ValueError, OSError, EOFError, AttributeError, TypeError, zipfile.BadZipFile) as error:
-        refuse(f"cannot be read ({_line(error)})")
+    except Exception as error:  # NumPy, zipfile and zlib: each has kinds of its own
+        refuse(f"cannot be read ({one_line(error)})")
     if len(keys) not in (2, 4) or keys[:2] != ["x", "y"]:
         refuse(f"has {keys}, needs x and y, or x, y, x_test and y_test")
     for x, y in zip(parts[::2], parts[1::2], strict=True):
@@ -350,10 +197,11 @@ def _npz(path: Path, modified: int, size: int) -> Data:
     try:
         parts = parts if len(parts) == 4 else _split(*parts)
     except ValueError as error:
-        refuse(f"cannot be split 80 / 20 ({_line(error)})")
+        refuse(f"cannot be split 80 / 20 ({one_line(error)})")
     x, y, x_test, y_test = parts
     x, x_test = x.astype(np.float64), x_test.astype(np.float64)
-    mean, sd = x.mean(), x.std()
+    with np.errstate(all="ignore"):
+        mean, sd = x.mean(), x.std()
     if not 0 < sd < np.inf:
         refuse(f"x has a standard deviation of {sd}")
     y, y_test = np.searchsorted(values, y), np.searchsorted(values, y_test)
@@ -389,8 +237,3 @@ def _data(name, x, y, x_test, y_test, classes, checksum) -> Data:
     x, x_test = (torch.as_tensor(a, dtype=torch.float32) for a in (x, x_test))
     y, y_test = (torch.from_numpy(np.asarray(a).astype(np.int64)) for a in (y, y_test))
     return Data(name, x, y, x_test, y_test, classes, checksum)
-
-
-def _line(error: Exception) -> str:
-    """An error's text on one line of bounded length."""
-    return " ".join(str(error).split())[:200] or type(error).__name__

@@ -27,7 +27,11 @@ def finish_times(src, dst, size, start, up, down) -> np.ndarray:
     if not shared:
         return start + size / own
     if shared == 1:
-        node, at = (int(sharing_up.argmax()), src) if sharing_up.any() else (int(sharing_down.argmax()), dst)
+        node, at = (
+            (int(sharing_up.argmax()), src)
+            if sharing_up.any()
+            else (int(sharing_down.argmax()), dst)
+        )
         if (at == node).all():
             caps = down[dst] if at is src else up[src]
             return _star((up if at is src else down)[node], caps, size, start)
@@ -61,7 +65,12 @@ class SharedLink:
         self.flows = {}  # id -> [cap, capped?, tag V or finish time]
         self.free = 0  # flows at the level
         self.caps = 0.0  # total rate of the capped ones
-        self.heaps = ([], [], [], [])  # level by tag, level by cap, capped by finish, capped by -cap
+        self.heaps = (
+            [],
+            [],
+            [],
+            [],
+        )  # level by tag, level by cap, capped by finish, capped by -cap
 
     def add(self, now: float, flow: int, size: float, cap: float) -> None:
         self._advance(now)
@@ -100,7 +109,11 @@ class SharedLink:
         while entries:
             key, flow = entries[0]
             state = self.flows.get(flow)
-            if state and state[1] == want and key == (state[2] if value else -state[0] if want else state[0]):
+            if (
+                state
+                and state[1] == want
+                and key == (state[2] if value else -state[0] if want else state[0])
+            ):
                 return key
             heapq.heappop(entries)
         return None
@@ -167,5 +180,7 @@ def max_min(links, capacity) -> np.ndarray:
         now = ~fixed & (tight[links[0]] | tight[links[1]])
         rate[now] = share.min()
         fixed |= now
-        left = np.maximum(left - np.bincount(links[:, now].ravel(), minlength=len(left)) * share.min(), 0)
+        left = np.maximum(
+            left - np.bincount(links[:, now].ravel(), minlength=len(left)) * share.min(), 0
+        )
     return rate

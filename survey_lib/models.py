@@ -49,7 +49,9 @@ class _Cnn:
 
     def __call__(self, shape, classes):
         if len(shape) != 3:
-            raise UsageError(f"cnn() needs images (channels, height, width), not {tuple(shape)}; use mlp()")
+            raise UsageError(
+                f"cnn() needs images (channels, height, width), not {tuple(shape)}; use mlp()"
+            )
         k, pad = (5, 0) if min(shape[1:]) >= 20 else (3, 1)
         body = []
         for a, b in ((shape[0], self.c1), (self.c1, self.c2)):
@@ -83,7 +85,9 @@ def _channels_last(images):
     if images.dim() != 4:
         return images
     _, c, h, w = images.shape
-    return images.contiguous(memory_format=torch.channels_last).as_strided(images.shape, (c * h * w, 1, c * w, c))
+    return images.contiguous(memory_format=torch.channels_last).as_strided(
+        images.shape, (c * h * w, 1, c * w, c)
+    )
 
 
 class Network:
@@ -98,7 +102,9 @@ class Network:
         with torch.device("meta"):
             self.module = build(self.shape, classes).to("meta")
         if any(True for _ in self.module.buffers()):
-            raise UsageError("a network with buffers (batch norm) has state outside its parameters; use a norm without")
+            raise UsageError(
+                "a network with buffers (batch norm) has state outside its parameters; use a norm without"
+            )
         self.names = [name for name, _ in self.module.named_parameters()]
         self.shapes = [p.shape for p in self.module.parameters()]
         self.sizes = [s.numel() for s in self.shapes]

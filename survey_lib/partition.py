@@ -38,7 +38,9 @@ def dirichlet(alpha: float, per: str = "class") -> Partition:
     A device left empty takes one sample from the largest device.
     """
     if not alpha > 0:
-        raise UsageError(f"dirichlet(alpha={alpha}): alpha must be above 0; try 0.1 (strong skew) to 100 (nearly IID)")
+        raise UsageError(
+            f"dirichlet(alpha={alpha}): alpha must be above 0; try 0.1 (strong skew) to 100 (nearly IID)"
+        )
     if per not in ("class", "client"):
         raise UsageError(f'dirichlet(per="{per}"): expected "class" or "client"')
     return partial(_dirichlet_class if per == "class" else _dirichlet_client, alpha=alpha)
@@ -59,11 +61,15 @@ def _iid(y, n, *key, size=None):
 
 def _shards(y, n, *key, s):
     if n * s > len(y):
-        raise UsageError(f"shards({s}) for {n} devices needs {n * s} samples or more, there are {len(y)}")
+        raise UsageError(
+            f"shards({s}) for {n} devices needs {n * s} samples or more, there are {len(y)}"
+        )
     rng = stream("shards", *key)
     order = rng.permutation(len(y))
     blocks = np.array_split(order[np.argsort(y[order], kind="stable")], n * s)
-    return [np.concatenate([blocks[b] for b in row]) for row in rng.permutation(n * s).reshape(n, s)]
+    return [
+        np.concatenate([blocks[b] for b in row]) for row in rng.permutation(n * s).reshape(n, s)
+    ]
 
 
 def _dirichlet_class(y, n, *key, alpha):
@@ -97,7 +103,9 @@ def _dirichlet_client(y, n, *key, alpha):
 def _quantity(y, n, *key, alpha):
     rng = stream("quantity", *key)
     share = rng.dirichlet(np.full(n, alpha))
-    return _fill(np.split(rng.permutation(len(y)), np.floor(np.cumsum(share[:-1]) * len(y)).astype(int)))
+    return _fill(
+        np.split(rng.permutation(len(y)), np.floor(np.cumsum(share[:-1]) * len(y)).astype(int))
+    )
 
 
 def _fill(parts):
@@ -106,7 +114,9 @@ def _fill(parts):
     for i in np.flatnonzero(sizes == 0):
         j = int(sizes.argmax())
         if sizes[j] < 2:
-            raise UsageError(f"{len(parts)} devices but only {sizes.sum()} samples; use fewer devices or iid(size=...)")
+            raise UsageError(
+                f"{len(parts)} devices but only {sizes.sum()} samples; use fewer devices or iid(size=...)"
+            )
         parts[i], parts[j] = parts[j][-1:], parts[j][:-1]
         sizes[i], sizes[j] = 1, sizes[j] - 1
     return parts

@@ -29,7 +29,10 @@ def uniform(ids: np.ndarray, *key) -> np.ndarray:
     """
     digest = hashlib.blake2b(repr(_plain(key)).encode(), digest_size=8).digest()
     z = np.asarray(ids).astype(np.uint64) * np.uint64(0x9E3779B97F4A7C15)
-    for salt in (np.uint64(int.from_bytes(digest, "little")), np.uint64(0)):  # twice: ids are consecutive
+    for salt in (
+        np.uint64(int.from_bytes(digest, "little")),
+        np.uint64(0),
+    ):  # twice: ids are consecutive
         z = z + salt
         z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
         z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)

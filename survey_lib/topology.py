@@ -1,7 +1,6 @@
 """Graphs (networkx), mixing matrices and their spectral gap."""
 
 import networkx as nx
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -27,7 +26,9 @@ def torus(n: int) -> Tensor:
     """k x n/k grid with wrap-around, as square as n allows; gap 2/5 (1 - cos(2 pi / longer side))."""
     k = max(k for k in range(1, int(n**0.5) + 1) if n % k == 0)
     if k < 3:
-        raise UsageError(f"torus({n}): no grid with both sides 3 or more; use 9, 12, 16, ... devices")
+        raise UsageError(
+            f"torus({n}): no grid with both sides 3 or more; use 9, 12, 16, ... devices"
+        )
     return metropolis(nx.grid_2d_graph(k, n // k, periodic=True))
 
 

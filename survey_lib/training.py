@@ -17,7 +17,9 @@ from survey_lib.models import Build, Network, mlp
 from survey_lib.partition import Partition, iid
 from survey_lib.streams import stream
 
-torch.set_num_threads(1)  # parallelism is over runs: two threads on busy cores are many times slower
+torch.set_num_threads(
+    1
+)  # parallelism is over runs: two threads on busy cores are many times slower
 
 Loss = Callable[..., Tensor]  # (logits z, labels y, rows, members) -> dL/dz per sample
 CHUNK, WIDE = 2**21, 64  # parameters, devices trained at once: a stack that stays in cache
@@ -49,12 +51,20 @@ class Task:
         self.n, self.seed, self.dtype = n, seed, dtype
         total = len(self.data.y)
         if samples is not None and not 0 < samples <= total:
-            raise UsageError(f"samples = {samples}, but {self.data.name} has {total} training samples")
-        rows = np.arange(total) if samples is None else stream(seed, "samples").permutation(total)[:samples]
+            raise UsageError(
+                f"samples = {samples}, but {self.data.name} has {total} training samples"
+            )
+        rows = (
+            np.arange(total)
+            if samples is None
+            else stream(seed, "samples").permutation(total)[:samples]
+        )
         parts = (partition or iid())(self.data.y.numpy()[rows], n, seed)
         self.sizes = np.array([len(p) for p in parts])
         if self.sizes.min() < 1:
-            raise UsageError(f"{n} devices share {len(rows)} samples and some get none; use fewer devices")
+            raise UsageError(
+                f"{n} devices share {len(rows)} samples and some get none; use fewer devices"
+            )
         self.order = rows[np.concatenate(parts)]
         self.offset = np.concatenate([[0], np.cumsum(self.sizes)])
         self.p = torch.as_tensor(self.sizes / self.sizes.sum(), dtype=dtype)  # (n,)
@@ -106,7 +116,19 @@ def cross_entropy(z: Tensor, y: Tensor, rows: Tensor, members: Tensor) -> Tensor
 
 
 def local_sgd(
-    task, world, chosen, x, *, eta, B, E=None, K=None, correct=None, mu=0.0, loss: Loss = cross_entropy, seed
+    task,
+    world,
+    chosen,
+    x,
+    *,
+    eta,
+    B,
+    E=None,
+    K=None,
+    correct=None,
+    mu=0.0,
+    loss: Loss = cross_entropy,
+    seed,
 ) -> Tensor:
     """(k, d): the models of the devices `chosen` after y <- y - eta (g_i(y) + correct_i + mu (y - x)), from y = x.
 
@@ -115,7 +137,9 @@ def local_sgd(
     in the world for as long as that takes them.
     """
     world.compute(chosen, work(task, chosen, B=B, E=E, K=K))
-    return train(task, chosen, x, eta=eta, B=B, E=E, K=K, correct=correct, mu=mu, loss=loss, seed=seed)
+    return train(
+        task, chosen, x, eta=eta, B=B, E=E, K=K, correct=correct, mu=mu, loss=loss, seed=seed
+    )
 
 
 def gradients(task, world, chosen, X, *, B=None, loss: Loss = cross_entropy, seed) -> Tensor:
@@ -152,7 +176,10 @@ def schedule(task, chosen, *, B=None, E=None, K=None, seed):
     rows = np.full((len(size), steps.max(initial=0), width), -1, dtype=np.int64)
     weight = np.zeros(rows.shape)
     for j, i in enumerate(chosen):
-        rng, own = stream(seed[j] if isinstance(seed, list) else seed, "batch", int(i)), task.rows(i)
+        rng, own = (
+            stream(seed[j] if isinstance(seed, list) else seed, "batch", int(i)),
+            task.rows(i),
+        )
         epoch, n = per_epoch[j] * width, len(own)
         flat, flat_weight = rows[j].reshape(-1), weight[j].reshape(-1)
         counts = np.full(per_epoch[j], width)
@@ -165,19 +192,34 @@ def schedule(task, chosen, *, B=None, E=None, K=None, seed):
     return torch.from_numpy(rows), torch.from_numpy(weight).to(task.dtype), steps
 
 
-def train(task, chosen, x, *, eta, B, E=None, K=None, correct=None, mu=0.0, loss=cross_entropy, seed) -> Tensor:
+def train(
+    task, chosen, x, *, eta, B, E=None, K=None, correct=None, mu=0.0, loss=cross_entropy, seed
+) -> Tensor:
     """`local_sgd` without the world: the numbers alone."""
     rows, weight, steps = schedule(task, chosen, B=B, E=E, K=K, seed=seed)
     x = _cohort(x, len(rows))
     drift = None
     if mu or correct is not None:  # the part of the step that does not change: eta (mu x - correct)
         drift = eta * (mu * x - (0 if correct is None else _cohort(correct, len(rows))))
-    order = torch.from_numpy(np.argsort(-steps, kind="stable"))  # longest first, so that the active are a prefix
+    order = torch.from_numpy(
+        np.argsort(-steps, kind="stable")
+    )  # longest first, so that the active are a prefix
     step = _train_dense if task.network.dense else _train_any
     Y = torch.empty(len(rows), task.d, dtype=task.dtype)
     for part in _chunks(task, order):
         push = None if drift is None else drift[part]
-        Y[part] = step(task, x[part], rows[part], weight[part], steps[part.numpy()], eta, 1 - eta * mu, push, loss, part)
+        Y[part] = step(
+            task,
+            x[part],
+            rows[part],
+            weight[part],
+            steps[part.numpy()],
+            eta,
+            1 - eta * mu,
+            push,
+            loss,
+            part,
+        )
     return Y
 
 
@@ -210,7 +252,9 @@ def _train_dense(task, x, rows, weight, steps, eta, shrink, drift, loss, members
 @torch.no_grad()
 def _gradients(task, X, rows, weight, loss, members):
     if not task.network.dense:
-        return torch.stack([_gradient(task, *one, loss) for one in zip(X, rows, weight, members, strict=True)])
+        return torch.stack(
+            [_gradient(task, *one, loss) for one in zip(X, rows, weight, members, strict=True)]
+        )
     W, b = _unstack(task.network, X)
     for j, delta, h in _deltas(task, list(W), list(b), rows, weight, loss, members):
         W[j], b[j] = torch.bmm(delta.mT, h), delta.sum(1)
@@ -281,7 +325,13 @@ class InFlight:
         if i not in self.done:
             devices = sorted(self.noted)
             keys = [self.noted[j][1] for j in devices]
-            Y = train(self.task, devices, torch.stack([self.noted[j][0] for j in devices]), seed=keys, **self.how)
+            Y = train(
+                self.task,
+                devices,
+                torch.stack([self.noted[j][0] for j in devices]),
+                seed=keys,
+                **self.how,
+            )
             self.done.update(zip(devices, Y, strict=True))
             self.noted.clear()
         return self.done.pop(i)

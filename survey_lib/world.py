@@ -111,10 +111,18 @@ class World:
         if not ((self.loss >= 0) & (self.loss <= 1)).all():
             raise UsageError(f"loss = {loss} is a probability; expected 0 to 1")
         if retry and (self.loss >= 1).any():
-            raise UsageError("loss = 1 with retry never delivers; lower the loss or set retry=False")
+            raise UsageError(
+                "loss = 1 with retry never delivers; lower the loss or set retry=False"
+            )
         self.off = None if churn is None else _Churn(churn, seed)
         self.clock, self.ready, self.since = 0.0, np.zeros(n), np.zeros(n)
-        self.up, self.down, self.server_up, self.server_down, self.messages = np.zeros(n), np.zeros(n), 0, 0, 0
+        self.up, self.down, self.server_up, self.server_down, self.messages = (
+            np.zeros(n),
+            np.zeros(n),
+            0,
+            0,
+            0,
+        )
         self.busy, self.radio, self.wait = np.zeros(n), np.zeros(n), np.zeros(n)
         self.timeline = [] if record else None
         self.draws = 0  # moves and computations so far: keys their draws
@@ -127,7 +135,10 @@ class World:
         chosen = np.arange(self.n) if chosen is None else np.asarray(chosen, dtype=int)
         if self.off is not None:
             chosen = chosen[[self.off.next_off(int(i), self.clock) > -np.inf for i in chosen]]
-        self.since[chosen], self.ready[chosen] = self.clock, np.maximum(self.ready[chosen], self.clock)
+        self.since[chosen], self.ready[chosen] = (
+            self.clock,
+            np.maximum(self.ready[chosen], self.clock),
+        )
         return chosen
 
     # ---- work and moves of a round ------------------------------------------------------------------------------
@@ -157,7 +168,10 @@ class World:
         chosen, size = chosen[on], size[on]
         tries, arrived = self._tries(chosen, "down")
         start = self.clock + self.latency[chosen]
-        up, down = np.append(self.bandwidth_up, self.server[0]), np.append(self.bandwidth_down, self.server[1])
+        up, down = (
+            np.append(self.bandwidth_up, self.server[0]),
+            np.append(self.bandwidth_down, self.server[1]),
+        )
         finish = finish_times(np.full(len(chosen), self.n), chosen, size * tries, start, up, down)
         self.server_up += (size * tries).sum()
         self.messages += int(tries.sum())
@@ -186,10 +200,16 @@ class World:
             size = np.full(len(chosen), weigh(payload) / len(chosen))
         tries, arrived = self._tries(chosen, "up")
         start = self.ready[chosen] + self.latency[chosen]
-        up, down = np.append(self.bandwidth_up, self.server[0]), np.append(self.bandwidth_down, self.server[1])
+        up, down = (
+            np.append(self.bandwidth_up, self.server[0]),
+            np.append(self.bandwidth_down, self.server[1]),
+        )
         finish = finish_times(chosen, np.full(len(chosen), self.n), size * tries, start, up, down)
         if self.off is not None:
-            stays = [self.off.next_off(int(i), self.since[i]) > end for i, end in zip(chosen, finish, strict=True)]
+            stays = [
+                self.off.next_off(int(i), self.since[i]) > end
+                for i, end in zip(chosen, finish, strict=True)
+            ]
             arrived &= np.array(stays)
         self.up[chosen] += size * tries
         self.server_down += (size * tries)[arrived].sum()
@@ -212,7 +232,9 @@ class World:
         message; devices that are off neither send nor hear, and do not hold the others up.
         """
         if W.shape != (self.n, self.n):
-            raise UsageError(f"W is {tuple(W.shape)} but the world has {self.n} devices; build it for {self.n}")
+            raise UsageError(
+                f"W is {tuple(W.shape)} but the world has {self.n} devices; build it for {self.n}"
+            )
         size, on = weigh(rows) / self.n, np.zeros(self.n, bool)
         on[self.online()] = True
         links = (W.numpy() != 0) & on & on[:, None]
@@ -242,7 +264,9 @@ class World:
         key = (src.tobytes(), dst.tobytes(), size.tobytes())
         if key not in self._known:
             late = np.maximum(self.latency[src], self.latency[dst])
-            self._known = {key: finish_times(src, dst, size, late, self.bandwidth_up, self.bandwidth_down)}
+            self._known = {
+                key: finish_times(src, dst, size, late, self.bandwidth_up, self.bandwidth_down)
+            }
         return self._known[key]
 
     def allreduce(self, chosen, rows: Tensor, algorithm: str = "ring") -> Tensor:
@@ -265,18 +289,28 @@ class World:
             steps = [((me + 1) % k, block[(me - s) % k]) for s in range(2 * k - 2)]
         elif algorithm == "halving":
             if k & (k - 1):
-                raise UsageError(f"halving-doubling needs a power of two, there are {k} devices; use the ring")
+                raise UsageError(
+                    f"halving-doubling needs a power of two, there are {k} devices; use the ring"
+                )
             halves = [(me ^ (k >> s), d / 2**s) for s in range(1, k.bit_length())]
             steps = halves + halves[::-1]
         elif algorithm == "naive":
             steps = []
-            others = np.array([(i, j) for i in range(k) for j in range(k) if i != j]).reshape(-1, 2).T
+            others = (
+                np.array([(i, j) for i in range(k) for j in range(k) if i != j]).reshape(-1, 2).T
+            )
             if k > 1:
-                t += self._hop(chosen[others[0]], chosen[others[1]], np.full(k * (k - 1), float(d * item))).max()
+                t += self._hop(
+                    chosen[others[0]], chosen[others[1]], np.full(k * (k - 1), float(d * item))
+                ).max()
         else:
-            raise UsageError(f'algorithm="{algorithm}" is unknown; expected "ring", "halving" or "naive"')
+            raise UsageError(
+                f'algorithm="{algorithm}" is unknown; expected "ring", "halving" or "naive"'
+            )
         for to, numbers in steps:
-            seconds = self._hop(chosen, chosen[to], np.broadcast_to(numbers * item, k).astype(float))
+            seconds = self._hop(
+                chosen, chosen[to], np.broadcast_to(numbers * item, k).astype(float)
+            )
             arrive = np.empty(k)
             arrive[to] = t + seconds
             t = np.maximum(t + seconds, arrive)
@@ -297,11 +331,15 @@ class World:
         np.add.at(self.up, src, size * tries)
         np.add.at(self.down, dst, size * tries)
         self.messages += int(tries.sum())
-        return finish_times(src, dst, size * tries, late * tries, self.bandwidth_up, self.bandwidth_down)
+        return finish_times(
+            src, dst, size * tries, late * tries, self.bandwidth_up, self.bandwidth_down
+        )
 
     # ---- asynchronous devices -----------------------------------------------------------------------------------
 
-    def arrivals(self, down, up, flops, *, active: int | None = None) -> Iterator[tuple[int | None, int]]:
+    def arrivals(
+        self, down, up, flops, *, active: int | None = None
+    ) -> Iterator[tuple[int | None, int]]:
         """Asynchronous visits: device after device in the order their uploads reach the server.
 
         Yields (i, j): the upload of i is here, and j is given the newest model next; first (None, j) for each
@@ -328,7 +366,9 @@ class World:
             if what == "compute":
                 seconds = flops[i] / self.speed[i]
                 if self.jitter is not None:
-                    seconds *= self.jitter(uniform(np.array([i]), self.seed, "jitter", int(visits[i])))[0]
+                    seconds *= self.jitter(
+                        uniform(np.array([i]), self.seed, "jitter", int(visits[i]))
+                    )[0]
                 self.busy[i] += seconds
                 end = self._pause(i, now, seconds)
             else:
@@ -352,7 +392,9 @@ class World:
             visits[j] += 1
             begin(j, "receive", self.clock)
         while True:
-            soon = min(((link.next_time(), what) for what, link in shared.items()), default=(np.inf, ""))
+            soon = min(
+                ((link.next_time(), what) for what, link in shared.items()), default=(np.inf, "")
+            )
             if events and events[0][0] <= soon[0]:
                 now, i, what = heappop(events)
                 if what.endswith(" flow"):
@@ -397,7 +439,9 @@ class World:
 
     def link(self, d: int, e: int) -> tuple[float, float]:
         """(latency s, bandwidth B/s) of a message from device d to device e on idle links."""
-        return max(self.latency[d], self.latency[e]), min(self.bandwidth_up[d], self.bandwidth_down[e])
+        return max(self.latency[d], self.latency[e]), min(
+            self.bandwidth_up[d], self.bandwidth_down[e]
+        )
 
     def replay(self, events) -> None:
         """Charge a timetable of pipeline.Event, whose times count from now; the clock moves to its end."""
@@ -413,7 +457,9 @@ class World:
             self._note([e.device], [self.clock + e.start], [e.end - e.start], e.what)
         span = max((e.end for e in events), default=0.0)
         for i in {e.device for e in events}:
-            self.wait[i] += span - sum(e.end - e.start for e in events if e.device == i and e.what != "send")
+            self.wait[i] += span - sum(
+                e.end - e.start for e in events if e.device == i and e.what != "send"
+            )
         self.clock += span
         self.ready[:] = self.clock
 
@@ -422,14 +468,22 @@ class World:
     def joules(self) -> float:
         """Energy of all devices for what they did: computing, radio, and waiting within a round."""
         w = self.watts
-        return float((w["compute"] * self.busy + w["radio"] * self.radio + w["idle"] * self.wait).sum())
+        return float(
+            (w["compute"] * self.busy + w["radio"] * self.radio + w["idle"] * self.wait).sum()
+        )
 
     def totals(self) -> dict:
         """clock (s), bytes sent in all, bytes_busiest sent and received by the busiest node, the server
         included, messages, joules."""
         busiest = max((self.up + self.down).max(), self.server_up + self.server_down)
         sent = self.up.sum() + self.server_up
-        return dict(clock=self.clock, bytes=sent, bytes_busiest=busiest, messages=self.messages, joules=self.joules())
+        return dict(
+            clock=self.clock,
+            bytes=sent,
+            bytes_busiest=busiest,
+            messages=self.messages,
+            joules=self.joules(),
+        )
 
     def gantt(self) -> pd.DataFrame:
         """The timeline as columns device, start, end, what; needs record=True."""
@@ -449,7 +503,11 @@ class World:
 
     def _tries(self, nodes, what, others=None):
         """How often each message is sent, and whether it arrives."""
-        p = self.loss[nodes] if others is None else 1 - (1 - self.loss[nodes]) * (1 - self.loss[others])
+        p = (
+            self.loss[nodes]
+            if others is None
+            else 1 - (1 - self.loss[nodes]) * (1 - self.loss[others])
+        )
         draw = self._draw()
         if not p.any():
             return np.ones(len(p), int), np.ones(len(p), bool)
@@ -460,7 +518,9 @@ class World:
 
     def _check(self, chosen):
         if len(chosen) and not (0 <= chosen.min() and chosen.max() < self.n):
-            raise UsageError(f"devices {chosen.min()} to {chosen.max()} were chosen; the world has 0 to {self.n - 1}")
+            raise UsageError(
+                f"devices {chosen.min()} to {chosen.max()} were chosen; the world has 0 to {self.n - 1}"
+            )
 
 
 def _attempts(u, p):
@@ -490,13 +550,19 @@ class _Churn:
         self.seed, self.spans, self.rng, self.means = seed, {}, {}, None
         if isinstance(churn, tuple):
             if len(churn) != 2 or not (churn[0] > 0 and churn[1] > 0):
-                raise UsageError(f"churn = {churn}; expected (mean seconds on, mean seconds off), both above 0")
+                raise UsageError(
+                    f"churn = {churn}; expected (mean seconds on, mean seconds off), both above 0"
+                )
             self.means = churn
         else:
             frame = churn if isinstance(churn, pd.DataFrame) else pd.read_csv(churn)
             if not {"device", "start", "end"} <= set(frame.columns):
-                raise UsageError(f"a churn trace has the columns device, start, end; found {list(frame.columns)}")
-            for i, start, end in frame[["device", "start", "end"]].sort_values("start").itertuples(index=False):
+                raise UsageError(
+                    f"a churn trace has the columns device, start, end; found {list(frame.columns)}"
+                )
+            for i, start, end in (
+                frame[["device", "start", "end"]].sort_values("start").itertuples(index=False)
+            ):
                 self.spans.setdefault(int(i), []).append((float(start), float(end)))
 
     def _until(self, i, t):

@@ -12,7 +12,9 @@ from PIL import Image
 
 from survey_lib import report
 from survey_lib.errors import UsageError
-from survey_lib.report.text import effect_text, interval, plus_minus, write_file
+from survey_lib.evidence.verdict import VERDICTS as JUDGED
+from survey_lib.report.figures import _forest
+from survey_lib.report.text import NO_EVIDENCE, VERDICTS, effect_text, interval, plus_minus
 
 NASTY = r"a<b> & 50%_{x} $y$ #1 | ~^\ [z] 'q' \"p\""
 LEDGER = "table row ref method claim baseline metric unit effect ci_low ci_high seeds verdict"
@@ -21,7 +23,7 @@ LEDGER = [*LEDGER.split(), "dataset", "scale", "notebook"]
 
 @pytest.fixture
 def history():
-    """Accuracy grows by a quarter of its end per round; ends .79 .80 .81 (a) and .39 .40 .41 (b)."""
+    """Accuracy grows by a quarter of its end a round; ends .79 .80 .81 (a) and .39 .40 .41 (b)."""
     return pd.concat(
         pd.DataFrame(
             {"label": label, "method": label, "seed": seed, "round": range(5)}
@@ -94,8 +96,8 @@ def every_figure(history, out=None):
 
 
 def test_interval_is_the_t_interval():
-    mean, half = interval([1.0, 2.0, 3.0])  # sd 1, t(2, 0.975) = 4.3027
-    assert mean == 2 and half == pytest.approx(4.3027 / np.sqrt(3), rel=1e-5)
+    mean, half = interval([1.0, 2.0, 3.0])  # sd 1, t(2, 0.975) = 4.30265
+    assert mean == 2 and half == pytest.approx(4.30265 / np.sqrt(3), rel=1e-5)
     assert np.isnan(interval([1.0])[1])
 
 
@@ -182,7 +184,7 @@ def test_show_closes_the_figure_and_refuses_other_scripts():
 
 def test_html_survives_an_untrusted_notebook(history, table, ledger):
     shown = [*every_figure(history), report.html(report.survey_table(table, ledger), NASTY)]
-    shown += [report.show_source(write_file, interval), report.badge("partly")]
+    shown += [report.show_source(effect_text, interval), report.badge("partly")]
     for piece in shown:
         tags = set(re.findall(r"<(\w+)", piece.data))
         assert tags <= set(
@@ -253,12 +255,28 @@ def test_badge_needs_a_known_verdict():
         report.badge("fine")
 
 
-def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path, monkeypatch):
-    path = write_file(tmp_path / "deep" / "a.txt", "old")
-    monkeypatch.setattr("pathlib.Path.replace", lambda *_: (_ for _ in ()).throw(OSError("full")))
+def test_a_failed_write_leaves_the_old_files_and_nothing_else(tmp_path, monkeypatch):
+    paths = report.write(pd.DataFrame({"a": [1]}), tmp_path, "t", "c")
+    old = [path.read_bytes() for path in paths]
+    monkeypatch.setattr("os.replace", lambda *_: (_ for _ in ()).throw(OSError("full")))
     with pytest.raises(OSError, match="full"):
-        write_file(path, "new")
-    assert path.read_text() == "old" and list(path.parent.iterdir()) == [path]
+        report.write(pd.DataFrame({"a": [2]}), tmp_path, "t", "c")
+    assert [path.read_bytes() for path in paths] == old
+    assert sorted(tmp_path.iterdir()) == sorted(paths)
+
+
+def test_every_verdict_has_a_badge():
+    assert {*JUDGED, NO_EVIDENCE} == set(VERDICTS)
+
+
+def test_least_effect_stands_on_the_claimed_side():
+    line = {"method": "m", "effect": 2, "ci_low": 1, "ci_high": 3, "least": 4, "verdict": "partly"}
+    for unit, direction, place in [("x", 1, 4), ("x", -1, 0.25), ("s", 1, 4), ("s", -1, -4)]:
+        ax = Figure().subplots()
+        _forest(ax, pd.DataFrame([line | {"unit": unit, "direction": direction}]), unit)
+        assert [at for tick in ax.lines if tick.get_marker() == "|" for at in tick.get_xdata()] == [
+            place
+        ]
 
 
 def test_show_source_shows_the_text_of_the_function():

@@ -9,9 +9,7 @@ from survey_lib.evidence.store import write_atomic
 from survey_lib.evidence.verdict import Effect
 from survey_lib.tables import TABLES, claim, find
 
-COLUMNS = (
-    "table row ref method claim baseline metric unit effect ci_low ci_high seeds verdict dataset scale notebook".split()
-)
+COLUMNS = "table row ref method claim baseline metric unit effect ci_low ci_high seeds verdict dataset scale notebook".split()
 
 
 def line(method: str, effect: Effect, *, dataset: str, scale: str, notebook: str) -> dict:
@@ -89,6 +87,10 @@ def _deviation(name, e, same_machine):
     if not e["ci_low"] - slack <= e["effect_new"] <= e["ci_high"] + slack:
         interval = f"[{e['ci_low']:.4g}, {e['ci_high']:.4g}]"
         return [f"{name}: effect {e['effect_new']:.4g}, outside the published interval {interval}"]
-    if same_machine and any(e[c] != e[f"{c}_new"] for c in ("effect", "ci_low", "ci_high", "seeds")):
-        return [f"{name}: same machine and versions, but {e['effect_new']!r} instead of {e['effect']!r}"]
+    if same_machine and any(
+        e[c] != e[f"{c}_new"] for c in ("effect", "ci_low", "ci_high", "seeds")
+    ):
+        return [
+            f"{name}: same machine and versions, but {e['effect_new']!r} instead of {e['effect']!r}"
+        ]
     return []

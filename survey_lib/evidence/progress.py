@@ -44,7 +44,9 @@ class Progress:
             self.bar.update(HTML(f"{self.title}: {self.done} of {self.total}, {left:.0f} s left"))
 
     def _report(self):
-        write_atomic(Path(self.file), json.dumps(dict(title=self.title, done=self.done, total=self.total)))
+        write_atomic(
+            Path(self.file), json.dumps(dict(title=self.title, done=self.done, total=self.total))
+        )
 
     def __exit__(self, *error):
         if isinstance(self.bar, tqdm):

@@ -36,12 +36,20 @@ def run(
     if rounds is not None and rounds < 1 or every < 1:
         raise UsageError(f"rounds = {rounds}, every = {every}; both must be at least 1")
     known = inspect.signature(method).parameters
-    unknown = [a for a in arguments if a not in known and not any(p.kind is p.VAR_KEYWORD for p in known.values())]
+    unknown = [
+        a
+        for a in arguments
+        if a not in known and not any(p.kind is p.VAR_KEYWORD for p in known.values())
+    ]
     if unknown:
         names = [k for k, p in known.items() if p.kind is p.KEYWORD_ONLY]
-        raise UsageError(f"{method.__name__} has no argument {', '.join(unknown)}; it has {', '.join(names)}")
+        raise UsageError(
+            f"{method.__name__} has no argument {', '.join(unknown)}; it has {', '.join(names)}"
+        )
     if world.n < task.n:
-        raise UsageError(f"the task has {task.n} devices, the world {world.n}; build them for the same number")
+        raise UsageError(
+            f"the task has {task.n} devices, the world {world.n}; build them for the same number"
+        )
     rows, extras = [], []
     for r, value in enumerate(method(task, world, **arguments)):
         models, extra = value if isinstance(value, tuple) else (value, {})
@@ -51,13 +59,17 @@ def run(
             continue
         X = models if models.dim() == 2 else models[None]
         if not torch.isfinite(X).all():
-            note = f"{method.__name__}: the model is not finite after round {r}; lower the step size"
+            note = (
+                f"{method.__name__}: the model is not finite after round {r}; lower the step size"
+            )
             raise Diverged(note, pd.DataFrame(rows))
         accuracy, loss = task.evaluate(X)
         averaged = task.evaluate(X.mean(0, keepdim=True))[0][0] if len(X) > 1 else accuracy[0]
         besides = {k: float(np.mean([e[k] for e in extras if k in e])) for k in extra}
         extras.clear()
-        measured = dict(accuracy=accuracy.mean(), worst=accuracy.min(), averaged=averaged, loss=loss.mean())
+        measured = dict(
+            accuracy=accuracy.mean(), worst=accuracy.min(), averaged=averaged, loss=loss.mean()
+        )
         rows.append(dict(round=r, **world.totals(), **measured, **besides))
         if over or (target is not None and accuracy.mean() >= target):
             break
@@ -84,7 +96,9 @@ class Case:
         except Diverged as error:
             history = error.args[1]
             lost = dict.fromkeys(("accuracy", "worst", "averaged"), 1 / task.classes)
-            end = dict(round=self.until.get("rounds", int(history["round"].iloc[-1]) + 1), **world.totals())
+            end = dict(
+                round=self.until.get("rounds", int(history["round"].iloc[-1]) + 1), **world.totals()
+            )
             history = pd.concat([history, pd.DataFrame([{**end, **lost}])], ignore_index=True)
         return history
 

@@ -47,7 +47,10 @@ def canonical(value):
         return value.item()
     if isinstance(value, torch.Tensor | np.ndarray):
         array = np.ascontiguousarray(value)
-        return {"array": list(array.shape), "sha256": hashlib.sha256(array.tobytes()).hexdigest()[:16]}
+        return {
+            "array": list(array.shape),
+            "sha256": hashlib.sha256(array.tobytes()).hexdigest()[:16],
+        }
     if isinstance(value, torch.dtype):
         return str(value)
     if isinstance(value, pd.DataFrame):
@@ -57,12 +60,20 @@ def canonical(value):
     if isinstance(value, tuple | list):
         return [canonical(v) for v in value]
     if isinstance(value, functools.partial):
-        return {"call": canonical(value.func), "args": canonical(value.args), "with": canonical(value.keywords)}
+        return {
+            "call": canonical(value.func),
+            "args": canonical(value.args),
+            "with": canonical(value.keywords),
+        }
     if is_dataclass(value):
-        return {type(value).__name__: {f.name: canonical(getattr(value, f.name)) for f in fields(value)}}
+        return {
+            type(value).__name__: {f.name: canonical(getattr(value, f.name)) for f in fields(value)}
+        }
     if inspect.isfunction(value):
         return f"{value.__module__}.{value.__qualname__}:{source_hash(value)}"
-    raise TypeError(f"{value!r} cannot be part of a run's key; use numbers, tensors, functions or functools.partial")
+    raise TypeError(
+        f"{value!r} cannot be part of a run's key; use numbers, tensors, functions or functools.partial"
+    )
 
 
 @cache
@@ -80,7 +91,9 @@ def source_hash(function) -> str:
         for name, target in _targets(f):
             module = inspect.getmodule(target)
             if module is None or not module.__name__.startswith("survey_lib"):
-                digest.update(f"{name}={target!r}".encode() if isinstance(target, int | float | str) else b"")
+                digest.update(
+                    f"{name}={target!r}".encode() if isinstance(target, int | float | str) else b""
+                )
             elif module.__name__.startswith("survey_lib.methods") and callable(target):
                 todo.append(target)
             else:
@@ -110,7 +123,10 @@ def _targets(f):
             codes += [c for c in code.co_consts if inspect.iscode(c)]
     space = getattr(f, "__globals__", vars(inspect.getmodule(f)))
     found = [(name, space.get(name)) for name in sorted(names)]
-    defaults = [*(getattr(f, "__defaults__", None) or ()), *(getattr(f, "__kwdefaults__", None) or {}).values()]
+    defaults = [
+        *(getattr(f, "__defaults__", None) or ()),
+        *(getattr(f, "__kwdefaults__", None) or {}).values(),
+    ]
     for default in defaults:
         default = default.func if isinstance(default, functools.partial) else default
         found.append(("", type(default) if is_dataclass(default) else default))
@@ -128,7 +144,10 @@ def _imports(name):
     for node in ast.walk(ast.parse(_module_file(name).read_text())):
         if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("survey_lib"):
             inner = {f"{node.module}.{a.name}" for a in node.names}
-            found |= {m if ROOT.joinpath(*m.split(".")[1:]).with_suffix(".py").exists() else node.module for m in inner}
+            found |= {
+                m if ROOT.joinpath(*m.split(".")[1:]).with_suffix(".py").exists() else node.module
+                for m in inner
+            }
     return found
 
 
@@ -146,8 +165,14 @@ def _reach(modules):
 @cache
 def versions() -> dict:
     """What else decides the bits of a run: library versions and the kind of machine."""
-    libraries = {name: importlib.metadata.version(name) for name in ("torch", "numpy", "scipy", "networkx")}
-    return {**libraries, "machine": platform.machine(), "simd": torch.backends.cpu.get_cpu_capability()}
+    libraries = {
+        name: importlib.metadata.version(name) for name in ("torch", "numpy", "scipy", "networkx")
+    }
+    return {
+        **libraries,
+        "machine": platform.machine(),
+        "simd": torch.backends.cpu.get_cpu_capability(),
+    }
 
 
 class Store:

@@ -16,7 +16,12 @@ from survey_lib.evidence.store import Store, canonical, write_atomic
 
 
 def sweep(
-    cases: dict[str, Case], seeds: Iterable[int], *, out: Path | str = "build", jobs: int = 1, title: str = "runs"
+    cases: dict[str, Case],
+    seeds: Iterable[int],
+    *,
+    out: Path | str = "build",
+    jobs: int = 1,
+    title: str = "runs",
 ) -> pd.DataFrame:
     """The histories of all cases and seeds as one tidy frame with columns label, method, seed.
 
@@ -28,7 +33,9 @@ def sweep(
         raise UsageError("no seeds; give at least one, such as SEEDS=0-4")
     todo = [(label, case, seed) for label, case in cases.items() for seed in seeds]
     with Progress(len(todo), title, out) as progress:
-        work = joblib.Parallel(n_jobs=jobs, return_as="generator")(joblib.delayed(_one)(store, *t) for t in todo)
+        work = joblib.Parallel(n_jobs=jobs, return_as="generator")(
+            joblib.delayed(_one)(store, *t) for t in todo
+        )
         frames = []
         for (label, case, seed), history in zip(todo, work, strict=True):
             frames.append(history.assign(label=label, method=case.method.__name__, seed=seed))
@@ -42,7 +49,9 @@ def _one(store, label, case, seed):
     history = store.get(key)
     if history is None:
         mark = store.folder / "under-way" / f"{os.getpid()}.json"
-        write_atomic(mark, json.dumps({"run": f"{label}, seed {seed}", "method": case.method.__name__}))
+        write_atomic(
+            mark, json.dumps({"run": f"{label}, seed {seed}", "method": case.method.__name__})
+        )
         history = case.run(seed)
         store.put(key, description, history)
         mark.unlink(missing_ok=True)
@@ -55,7 +64,9 @@ def describe(case: Case, seed: int) -> dict:
 
     data = case.task.get("data", "digits")
     task = {**case.task, "data": (data if isinstance(data, Data) else load(data)).checksum}
-    parts = dict(method=case.method, run=Case.run, arguments=case.arguments, task=task, world=case.world)
+    parts = dict(
+        method=case.method, run=Case.run, arguments=case.arguments, task=task, world=case.world
+    )
     return canonical({**parts, "until": case.until, "seed": seed})
 
 
@@ -73,10 +84,22 @@ def tune(
     Baselines and methods are tuned alike: same seeds, grids of equal size. Ties go to the earlier entry.
     """
     points = [dict(zip(grid, p, strict=True)) for p in product(*grid.values())]
-    labels = [", ".join(f"{k}={v if isinstance(v, int | float | str) else k}" for k, v in p.items()) for p in points]
+    labels = [
+        ", ".join(f"{k}={v if isinstance(v, int | float | str) else k}" for k, v in p.items())
+        for p in points
+    ]
     runs = sweep({s: case.but(**p) for s, p in zip(labels, points, strict=True)}, seeds, **how)
-    scores = runs.groupby(["label", "seed"], sort=False).apply(value, include_groups=False).groupby("label").mean()
+    scores = (
+        runs.groupby(["label", "seed"], sort=False)
+        .apply(value, include_groups=False)
+        .groupby("label")
+        .mean()
+    )
     scores = scores.reindex(labels)
     best = int((scores if largest else -scores).to_numpy().argmax())
-    table = pd.DataFrame(dict(setting=labels, value=scores.to_numpy(), chosen=[k == best for k in range(len(labels))]))
+    table = pd.DataFrame(
+        dict(
+            setting=labels, value=scores.to_numpy(), chosen=[k == best for k in range(len(labels))]
+        )
+    )
     return case.but(**points[best]), table

@@ -33,12 +33,18 @@ def judge(claim: Claim, method: Mapping[int, float], baseline: Mapping[int, floa
     """
     seeds = sorted(method)
     if seeds != sorted(baseline):
-        raise UsageError(f"{claim.method}: seeds {seeds} against {sorted(baseline)} of the baseline; run both on the same")
+        raise UsageError(
+            f"{claim.method}: seeds {seeds} against {sorted(baseline)} of the baseline; run both on the same"
+        )
     if len(seeds) < 2:
-        raise UsageError(f"{claim.method}: a spread needs 2 seeds or more, there is {len(seeds)}; use SEEDS=0-4")
+        raise UsageError(
+            f"{claim.method}: a spread needs 2 seeds or more, there is {len(seeds)}; use SEEDS=0-4"
+        )
     a, b = (np.array([v[s] for s in seeds], float) for v in (method, baseline))
     if claim.effect == "ratio" and not ((a > 0) & (b > 0)).all():
-        raise UsageError(f"{claim.method}: a ratio needs values above 0, found {a.min()} and {b.min()}")
+        raise UsageError(
+            f"{claim.method}: a ratio needs values above 0, found {a.min()} and {b.min()}"
+        )
     gap = np.log(a / b) if claim.effect == "ratio" else a - b
     if not np.isfinite(gap).all():
         raise UsageError(f"{claim.method}: a value is not finite: {a} against {b}")
@@ -55,4 +61,10 @@ def judge(claim: Claim, method: Mapping[int, float], baseline: Mapping[int, floa
     else:
         verdict = "inconclusive"
     scale = np.exp if claim.effect == "ratio" else float
-    return Effect(float(scale(mean)), float(scale(mean - half)), float(scale(mean + half)), len(seeds), verdict)
+    return Effect(
+        float(scale(mean)),
+        float(scale(mean - half)),
+        float(scale(mean + half)),
+        len(seeds),
+        verdict,
+    )

@@ -29,7 +29,15 @@ class Teacher:
 @lru_cache(maxsize=8)
 def _teach(teacher, data, seed, dtype):
     task = Task(data, n=1, network=teacher.network, seed=seed, dtype=dtype)
-    x = train(task, [0], task.init(), E=teacher.epochs, B=teacher.B, eta=teacher.eta, seed=("teacher", seed))[0]
+    x = train(
+        task,
+        [0],
+        task.init(),
+        E=teacher.epochs,
+        B=teacher.B,
+        eta=teacher.eta,
+        seed=("teacher", seed),
+    )[0]
     return task.logits(x, task.x)
 
 
@@ -76,12 +84,20 @@ def federated_distillation_fd(task, world, *, K, B, eta, gamma=1.0, seed=0):
     """
     C = task.classes
     Y = task.init().repeat(task.n, 1)  # (n, d)
-    target, known = torch.zeros(task.n, C, C, dtype=Y.dtype), torch.zeros(task.n, C, dtype=torch.bool)
+    target, known = (
+        torch.zeros(task.n, C, C, dtype=Y.dtype),
+        torch.zeros(task.n, C, dtype=torch.bool),
+    )
     for r in itertools.count():
         yield Y
         on = world.online()
-        total, count = torch.zeros(len(on), C, C, dtype=Y.dtype), torch.zeros(len(on), C, dtype=Y.dtype)
-        loss = partial(regularised, target=target[on], known=known[on], gamma=gamma, total=total, count=count)
+        total, count = (
+            torch.zeros(len(on), C, C, dtype=Y.dtype),
+            torch.zeros(len(on), C, dtype=Y.dtype),
+        )
+        loss = partial(
+            regularised, target=target[on], known=known[on], gamma=gamma, total=total, count=count
+        )
         Y = Y.clone()
         Y[on] = local_sgd(task, world, on, Y[on], K=K, B=B, eta=eta, loss=loss, seed=(seed, r))
         mean = total / count.clamp(min=1)[..., None]  # (k, C, C)

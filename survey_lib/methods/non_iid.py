@@ -6,7 +6,7 @@ from functools import partial
 import torch
 
 from survey_lib.methods.server_sync import fedavg, sample
-from survey_lib.training import local_sgd, schedule
+from survey_lib.training import local_sgd
 
 
 def scaffold(task, world, *, S, B, eta_l, E=None, K=None, eta_g=1.0, seed=0):
@@ -23,7 +23,9 @@ def scaffold(task, world, *, S, B, eta_l, E=None, K=None, eta_g=1.0, seed=0):
         yield x
         chosen = world.broadcast(sample(task.n, S, seed, r), (x, c))
         key = (seed, r)
-        Y = local_sgd(task, world, chosen, x, eta=eta_l, B=B, E=E, K=K, correct=c - c_i[chosen], seed=key)  # (k, d)
+        Y = local_sgd(
+            task, world, chosen, x, eta=eta_l, B=B, E=E, K=K, correct=c - c_i[chosen], seed=key
+        )  # (k, d)
         steps = torch.as_tensor(task.steps(chosen, B=B, E=E, K=K)[:, None], dtype=x.dtype)
         dx, dc = Y - x, (x - Y) / (steps * eta_l) - c  # dc = c_i+ - c_i
         up = world.gather(chosen, (dx, dc))
@@ -36,4 +38,6 @@ def scaffold(task, world, *, S, B, eta_l, E=None, K=None, eta_g=1.0, seed=0):
 def fedprox(task, world, *, mu, **fedavg_arguments):
     """FedProx: FedAvg whose local loss adds mu/2 ||y - x||^2, and which takes in the stragglers' partial work.
     Li T. et al., MLSys 2020, Algorithm 2. mu = 0 without stragglers is FedAvg; so is one local step for every mu."""
-    yield from fedavg(task, world, local=partial(local_sgd, mu=mu), include_partial=True, **fedavg_arguments)
+    yield from fedavg(
+        task, world, local=partial(local_sgd, mu=mu), include_partial=True, **fedavg_arguments
+    )

@@ -35,7 +35,9 @@ def _hinge(d, a, b):
     return 1.0 if d <= b else 1 / (a * (d - b) + 1)
 
 
-def fedasync(task, world, *, alpha=0.6, s=polynomial(0.5), rho=0.005, E=1, B=10, eta=0.1, active=None, seed=0):
+def fedasync(
+    task, world, *, alpha=0.6, s=polynomial(0.5), rho=0.005, E=1, B=10, eta=0.1, active=None, seed=0
+):
     """FedAsync: the server mixes in each model as it arrives, the less the staler. Xie, Koyejo, Gupta, OPT 2020, Algorithm 1.
 
     x (d,), version t. A device that received x at version tau runs E epochs on F_i(y) + rho/2 ||y - x||^2 and

@@ -41,7 +41,18 @@ def fedsgd(task, world, *, S, eta, seed=0):
 
 
 def fedavg(
-    task, world, *, S, B, eta, E=None, K=None, local=local_sgd, stragglers=0.0, include_partial=False, seed=0
+    task,
+    world,
+    *,
+    S,
+    B,
+    eta,
+    E=None,
+    K=None,
+    local=local_sgd,
+    stragglers=0.0,
+    include_partial=False,
+    seed=0,
 ):
     """FedAvg: average of models after local SGD. McMahan et al., AISTATS 2017, Algorithm 1.
 
@@ -58,7 +69,11 @@ def fedavg(
         chosen = world.broadcast(sample(task.n, S, seed, r), x)
         epochs = partial_work(E, stragglers, chosen, seed, r) if stragglers else E
         Y = local(task, world, chosen, x, eta=eta, B=B, E=epochs, K=K, seed=(seed, r))  # (k, d)
-        sent = np.flatnonzero((epochs == E) | include_partial) if stragglers else np.arange(len(chosen))
+        sent = (
+            np.flatnonzero((epochs == E) | include_partial)
+            if stragglers
+            else np.arange(len(chosen))
+        )
         up = sent[world.gather(chosen[sent], Y[sent])]
         if len(up):
             x = mean(Y[up], task.sizes[chosen[up]])
@@ -67,6 +82,8 @@ def fedavg(
 def partial_work(E, share, chosen, *key) -> np.ndarray:
     """(k,): E epochs, or for a share of the devices a number drawn uniformly from 1 .. E - 1."""
     if E is None or E < 2:
-        raise UsageError(f"E = {E} epochs leave no part of the work to do; stragglers need E of 2 or more")
+        raise UsageError(
+            f"E = {E} epochs leave no part of the work to do; stragglers need E of 2 or more"
+        )
     late = stream("stragglers", *key).permutation(len(chosen)) < round(share * len(chosen))
     return np.where(late, [stream("epochs", *key, int(i)).integers(1, E) for i in chosen], E)

@@ -2,9 +2,9 @@
 
 from survey_lib.report.figures import bars, curves, effects, gantt, heat, show
 from survey_lib.report.source import show_source
-from survey_lib.report.tables import badge, html, summary, survey_table, write
+from survey_lib.report.tables import badge, html, summary, survey_table, verdict_html, write
 
 __all__ = [
     "badge", "bars", "curves", "effects", "gantt", "heat", "html", "show", "show_source", "summary",
-    "survey_table", "write",
+    "survey_table", "verdict_html", "write",
 ]  # fmt: skip

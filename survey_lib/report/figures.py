@@ -17,7 +17,8 @@ from matplotlib.text import Text
 from PIL import Image
 
 from survey_lib.errors import UsageError
-from survey_lib.report.text import VERDICTS, effect_text, interval, number, plus_minus, write_file
+from survey_lib.evidence.store import write_atomic
+from survey_lib.report.text import VERDICTS, effect_text, interval, number, plus_minus
 
 # seaborn's "colorblind" palette, without its yellow, which is too pale for a line
 PALETTE = "#0173B2 #DE8F05 #029E73 #D55E00 #CC78BC #CA9161 #949494 #56B4E9 #FBAFE4".split()
@@ -76,7 +77,7 @@ def show(fig, name: str, alt: str, caption: str, out=None) -> HTML:
     if "matplotlib.pyplot" in sys.modules:
         sys.modules["matplotlib.pyplot"].close(fig)
     if out is not None:
-        write_file(Path(out) / "figures" / f"{name}.png", png.getvalue())
+        write_atomic(Path(out) / "figures" / f"{name}.png", png.getvalue())
     data = base64.b64encode(png.getvalue()).decode()
     return HTML(
         f'<figure style="margin:8px 0px"><img src="data:image/png;base64,{data}" '
@@ -126,7 +127,8 @@ def effects(rows, name, caption, out=None) -> HTML:
     """Forest plot of ledger lines, a panel per unit: interval, least effect that matters, verdict.
 
     rows: method, effect, ci_low, ci_high, least, unit, verdict. Factors (unit "x", or a column
-    `kind` that says "ratio") have a log axis around 1.
+    `kind` that says "ratio") have a log axis around 1. `least` counts in the claimed direction:
+    a column `direction` of -1 mirrors it.
     """
     if "kind" in rows:
         rows = rows.assign(unit=rows.unit.mask(rows.kind == "ratio", "x"))
@@ -151,7 +153,9 @@ def _forest(ax, lines, unit):
         _, colour, marker = VERDICTS[r.verdict]
         ax.plot([r.ci_low, r.ci_high], [i, i], color=colour, lw=2.2, solid_capstyle="butt")
         ax.plot(r.effect, i, color=colour, marker=marker, ms=8, mec="white", mew=0.6)
-        ax.plot(getattr(r, "least", np.nan), i, color="#333333", marker="|", ms=13, mew=1.5)
+        least, direction = float(getattr(r, "least", np.nan)), getattr(r, "direction", 1)
+        least = least**direction if unit == "x" else least * direction
+        ax.plot(least, i, color="#333333", marker="|", ms=13, mew=1.5)
         side = {"xycoords": ax.get_yaxis_transform(), "va": "center", "color": colour}
         ax.annotate(f"{_effect(r)}\n{r.verdict}", (1.02, i), fontsize=8, **side)
     if unit == "x":

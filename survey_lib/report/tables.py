@@ -10,7 +10,8 @@ import pandas as pd
 from IPython.display import HTML
 
 from survey_lib.errors import UsageError
-from survey_lib.report.text import NO_EVIDENCE, VERDICTS, effect_text, write_file
+from survey_lib.evidence.store import write_atomic
+from survey_lib.report.text import NO_EVIDENCE, VERDICTS, effect_text, interval, plus_minus
 
 EVIDENCE = ["method", "measured effect", "baseline", "seeds", "verdict", "dataset"]
 LATEX = {c: f"\\{c}" for c in "&%$#_{}"} | {c: f"{{{c}}}" for c in "[]*"}  # "\\ [" is a length
@@ -55,6 +56,42 @@ def badge(verdict: str) -> HTML:
     return HTML(f'<span style="{look}">{symbol} {verdict}</span>')
 
 
+def verdict_html(verdict) -> str:
+    """The paragraph under an experiment: the claim, both means with their spread, the effect and the verdict."""
+    claim, effect = verdict.claim, verdict.effect
+    unit = "" if claim.effect == "ratio" and claim.unit == "x" else f" {claim.unit}"
+    means = [
+        plus_minus(*map(float, interval(list(v.values()))))
+        for v in (verdict.values, verdict.baseline)
+    ]
+    span = effect_text(
+        effect.effect,
+        *sorted((effect.low, effect.high)),
+        "x" if claim.effect == "ratio" else claim.unit,
+    )
+    side = {1: "larger", -1: "smaller"}[claim.direction]
+    text = (
+        f"<b>{web.escape(claim.method)}</b>: {badge(effect.verdict).data} <i>{web.escape(claim.text)}</i> Measured, "
+        f"{web.escape(claim.metric)}: {means[0]}{unit} against {means[1]}{unit} for {web.escape(claim.baseline)} "
+        f"({effect.seeds} seeds, mean &#177; 95 %); effect {web.escape(span)}, claimed {side} by {_least(claim)}."
+    )
+    return f'<p style="margin:8px 0px">{text}</p>'
+
+
+def _least(claim) -> str:
+    if claim.effect == "difference":
+        return (
+            f"{claim.least:g} {claim.unit} or more"
+            if claim.least > 0
+            else f"no less than {claim.least:g} {claim.unit}"
+        )
+    return (
+        f"a factor {claim.least:.3g} or more"
+        if claim.least > 1
+        else f"a factor above {claim.least:.3g}"
+    )
+
+
 def html(frame: pd.DataFrame, caption: str | None = None) -> HTML:
     """`frame` with inline styles only; a column `verdict` shows badges."""
     heads, lines, right = _texts(_flat(frame))
@@ -91,7 +128,7 @@ def write(frame: pd.DataFrame, folder, stem: str, caption: str) -> list[Path]:
         "tex": _latex(*_texts(frame), caption, stem),
         "html": html(frame, caption).data + "\n",
     }
-    return [write_file(Path(folder) / f"{stem}.{kind}", text) for kind, text in texts.items()]
+    return [write_atomic(Path(folder) / f"{stem}.{kind}", text) for kind, text in texts.items()]
 
 
 def _markdown(heads, lines, right, caption):
@@ -141,7 +178,9 @@ def _evidence(found) -> list:
 def _flat(frame):
     """`frame` with a named index as columns and plain column names."""
     frame = frame.reset_index() if any(frame.index.names) else frame
-    names = [" ".join(map(str, c)) if isinstance(c, tuple) else str(c) for c in frame.columns]
+    names = [
+        " ".join(map(str, c)).strip() if isinstance(c, tuple) else str(c) for c in frame.columns
+    ]
     return frame.set_axis(names, axis=1)
 
 

@@ -1,8 +1,6 @@
-"""Numbers, effects and verdicts as text, the same in figures and tables; whole files."""
+"""Numbers, effects and verdicts as text, the same in figures and tables."""
 
 import math
-import os
-from pathlib import Path
 
 import numpy as np
 from scipy.special import stdtrit
@@ -57,21 +55,10 @@ def effect_text(effect: float, low: float, high: float, unit: str) -> str:
     d = decimals((high - low) / 2)
     if not math.isfinite(effect):
         return "not finite"
+    if low == high:
+        return f"{before}{effect:{sign}.3g} for every seed{after}"
     if d is None:
         return f"{before}{effect:{sign}.3g} (no interval){after}"
     if ratio and low > 0:
         d = max(d, decimals(low))
     return f"{before}{effect:{sign}.{d}f} [{low:.{d}f}, {high:.{d}f}]{after}"
-
-
-def write_file(path, data: bytes | str) -> Path:
-    """Write `data` to `path` whole or not at all; folders are made as needed."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        part.write_bytes(data.encode() if isinstance(data, str) else data)
-        part.replace(path)
-    finally:
-        part.unlink(missing_ok=True)
-    return path

@@ -1,0 +1,361 @@
+"""Run the notebooks headlessly, judge each run, write what they regenerate, compare it with what is published."""
+
+import json
+import os
+import platform
+import shutil
+import sys
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import nbformat
+import pandas as pd
+import papermill
+
+from survey_lib import data
+from survey_lib.errors import UsageError
+from survey_lib.evidence import ledger
+from survey_lib.evidence.lab import SCALES, seed_list
+from survey_lib.evidence.store import versions, write_atomic
+from survey_lib.report import summary, survey_table, write
+from survey_lib.tables import TABLES
+
+HERE = Path(__file__).parent.parent
+NOTEBOOKS, RESULTS = HERE / "notebooks", HERE / "results"
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What `make reproduce` is given. only: a prefix of notebook names, "" for all. seeds, dataset: "" for each
+    scale's own. out: "" for build, build/quick, or build/DATASET."""
+
+    scale: str = "full"
+    only: str = ""
+    seeds: str = ""
+    dataset: str = ""
+    out: str = ""
+    jobs: int = 0
+
+    def checked(self) -> "Settings":
+        """The same with everything filled in; UsageError on what cannot be."""
+        if self.scale not in SCALES:
+            raise UsageError(
+                f'SCALE="{self.scale}" is unknown; expected one of {", ".join(SCALES)}'
+            )
+        if self.seeds:
+            if len(seed_list(self.seeds)) < 2:
+                raise UsageError(
+                    f'SEEDS="{self.seeds}": a spread needs two seeds or more; write 0-4'
+                )
+        if self.jobs < 0:
+            raise UsageError(f"JOBS={self.jobs}; expected a number of processes, 1 or more")
+        parts = [
+            "build",
+            *(["quick"] if self.scale == "quick" else []),
+            *([Path(self.dataset).stem] if self.dataset else []),
+        ]
+        out, jobs = self.out or str(Path(*parts)), self.jobs or os.cpu_count() or 1
+        dataset = (
+            str(Path(self.dataset).absolute()) if self.dataset.endswith(".npz") else self.dataset
+        )
+        return Settings(self.scale, self.only, self.seeds, dataset, out, jobs)
+
+    @property
+    def publishable(self) -> bool:
+        return self.scale == "full" and not self.seeds and not self.dataset
+
+
+def notebooks(only: str = "") -> list[Path]:
+    """The notebooks whose name begins with `only`."""
+    every = sorted(NOTEBOOKS.glob("[0-9][0-9]_*.ipynb"))
+    chosen = [p for p in every if p.stem.startswith(only)]
+    if not chosen:
+        raise UsageError(
+            f"ONLY={only} names no notebook; there are {', '.join(p.stem for p in every)}"
+        )
+    return chosen
+
+
+def reproduce(settings: Settings) -> int:
+    """Everything from the notebooks to the comparison; the exit code."""
+    settings = settings.checked()
+    paths, out = notebooks(settings.only), Path(settings.out).absolute()
+    out.mkdir(parents=True, exist_ok=True)
+    for name in (
+        {settings.dataset}
+        if settings.dataset
+        else {"digits", *(["fashion_mnist"] * (settings.scale == "full"))}
+    ):
+        data.load(name)
+    minutes, failures = _run_all(paths, settings, out)
+    frame = assemble(out, settings)
+    for number, table in TABLES.items():
+        if table.notebook in minutes:
+            print(
+                f"{summary(table, frame)}; {minutes[table.notebook]:.1f} minutes (notebook {table.notebook[:2]})"
+            )
+    for failure in failures:
+        print(failure, file=sys.stderr)
+    deviations = (
+        verify(out, settings.only)
+        if settings.publishable and (RESULTS / "evidence.csv").exists()
+        else 0
+    )
+    return 1 if failures or deviations else 0
+
+
+def _run_all(paths, settings, out):
+    """(minutes by notebook, failures): the notebooks side by side as far as there are processes."""
+    side_by_side = min(settings.jobs, len(paths))
+    jobs = max(1, settings.jobs // side_by_side)
+    minutes, failures, done = {}, [], threading.Event()
+    os.environ["SURVEY_RUNNER"] = "1"
+    os.environ.setdefault("PYDEVD_DISABLE_FILE_VALIDATION", "1")
+    with ThreadPoolExecutor(side_by_side + 1) as pool:
+        watch = pool.submit(_watch, [p.stem for p in paths], out, done)
+
+        def one(path):
+            begin = time.monotonic()
+            failure = execute(path, settings, out, jobs)
+            minutes[path.stem] = (time.monotonic() - begin) / 60
+            return failure
+
+        try:
+            failures = [f for f in pool.map(one, paths) if f]
+        finally:
+            done.set()
+        watch.result()
+    return minutes, failures
+
+
+def execute(path: Path, settings: Settings, out: Path, jobs: int = 1) -> str:
+    """Run one notebook; "" if it is whole, else one line that says what went wrong. The executed notebook is written
+    to OUT/notebooks, or to OUT/failed when it is not whole."""
+    parameters = dict(
+        scale=settings.scale,
+        seeds=settings.seeds,
+        dataset=settings.dataset,
+        out=str(out),
+        jobs=jobs,
+    )
+    unknown = set(parameters) - set(papermill.inspect_notebook(str(path)))
+    if unknown:
+        return f"{path.stem}: its parameters cell lacks {', '.join(sorted(unknown))}; papermill would ignore them"
+    for line in (out / "evidence").glob("*.json"):
+        if json.loads(line.read_text())["notebook"] == path.stem:
+            line.unlink()
+    part = out / "progress" / f"{path.stem}.ipynb"
+    part.parent.mkdir(parents=True, exist_ok=True)
+    error = ""
+    try:
+        papermill.execute_notebook(
+            str(path),
+            str(part),
+            parameters,
+            kernel_name="python3",
+            cwd=str(path.parent),
+            progress_bar=False,
+        )
+    except Exception as failure:  # a cell that raises, a kernel that dies, a disk that is full
+        error = (
+            str(failure).strip().splitlines()[-1]
+            if str(failure).strip()
+            else type(failure).__name__
+        )
+    if not part.exists():
+        return f"{path.stem}: {error or 'nothing was written'}"
+    notebook = nbformat.read(part, as_version=4)
+    fault = error or judge(notebook, path.stem)
+    folder = "failed" if fault else "notebooks"
+    write_atomic(
+        out / folder / path.name, nbformat.writes(clean(notebook, keep_counts=bool(fault))) + "\n"
+    )
+    part.unlink()
+    if not fault:
+        (out / "failed" / path.name).unlink(missing_ok=True)
+        return ""
+    return f"{path.stem}: {fault}{_under_way(out)}; see {out / folder / path.name}"
+
+
+def judge(notebook, name: str) -> str:
+    """ "" if every code cell ran, in order, without error, and the closing sentinel is there; else what is wrong. A
+    notebook whose kernel was killed looks complete otherwise."""
+    cells = [c for c in notebook.cells if c.cell_type == "code" and c.source.strip()]
+    for k, cell in enumerate(cells, 1):
+        if any(o.output_type == "error" for o in cell.outputs):
+            return f"cell {k} of {len(cells)} raised an error"
+        if cell.execution_count != k:
+            return f"cell {k} of {len(cells)} did not run; the kernel died"
+    texts = [
+        str(o.get("text", "")) + str(o.get("data", {}).get("text/plain", ""))
+        for o in cells[-1].outputs
+    ]
+    if not any(f"{name}: finished" in t for t in texts):
+        return "the last cell did not close the notebook; end it with lab.finish(...)"
+    return ""
+
+
+def _under_way(out):
+    """Names the runs that were under way in processes that are gone."""
+    found = []
+    for mark in (out / "runs" / "under-way").glob("*.json"):
+        if not Path(f"/proc/{mark.stem}").exists():
+            found.append(json.loads(mark.read_text())["run"])
+            mark.unlink()
+    return f" (under way: {'; '.join(found)})" if found else ""
+
+
+def clean(notebook, keep_counts=False):
+    """Without what differs from run to run: dates, host seconds, execution counts, what papermill injected."""
+    notebook.metadata.pop("papermill", None)
+    notebook.metadata.pop("widgets", None)
+    notebook.metadata["language_info"] = {"name": "python"}
+    notebook.metadata["kernelspec"] = {
+        "display_name": "Python 3",
+        "language": "python",
+        "name": "python3",
+    }
+    notebook.cells = [
+        c for c in notebook.cells if "injected-parameters" not in c.metadata.get("tags", [])
+    ]
+    for cell in notebook.cells:
+        for key in ("papermill", "execution", "trusted"):
+            cell.metadata.pop(key, None)
+        if cell.metadata.get("tags") == []:
+            cell.metadata.pop("tags")
+        if cell.cell_type == "code" and not keep_counts:
+            cell.execution_count = None
+            for output in cell.outputs:
+                if "execution_count" in output:
+                    output["execution_count"] = None
+    return notebook
+
+
+def _watch(names, out, done):
+    """Every few seconds a line of what is under way, with the time left of each."""
+    begin, seen = {}, {}
+    while not done.wait(5):
+        parts = []
+        for name in names:
+            try:
+                p = json.loads((out / "progress" / f"{name}.json").read_text())
+            except (FileNotFoundError, json.JSONDecodeError):
+                continue
+            key = (name, p["title"], p["total"])
+            if p["done"] >= p["total"]:
+                continue
+            first = begin.setdefault(key, (time.monotonic(), p["done"]))
+            fresh = p["done"] - first[1]
+            left = (
+                (time.monotonic() - first[0]) / fresh * (p["total"] - p["done"]) if fresh else None
+            )
+            title = p["title"] if len(p["title"]) < 40 else p["title"][:37] + "..."
+            parts.append(
+                f"{name[:2]} {title}: {p['done']} of {p['total']}"
+                + (f", {left:.0f} s left" if left else "")
+            )
+        text = " | ".join(parts)
+        if text and seen.get("text") != text:
+            print(text, file=sys.stderr, flush=True)
+            seen["text"] = text
+
+
+def assemble(out: Path, settings: Settings) -> pd.DataFrame:
+    """Write ledger, tables and manifest from the evidence under `out`."""
+    frame = ledger.read(out)
+    ledger.save(frame, out / "evidence.csv")
+    for number, table in TABLES.items():
+        sets = ", ".join(sorted(set(frame[frame["table"] == number]["dataset"]))) or "none yet"
+        caption = f"Table {number}. {table.title} Evidence at {settings.scale} scale; data: {sets}."
+        write(survey_table(table, frame), out / "tables", f"table{number}", caption)
+    write_atomic(out / "manifest.json", json.dumps(manifest(frame, settings), indent=2) + "\n")
+    shutil.rmtree(out / "progress", ignore_errors=True)
+    return frame
+
+
+def manifest(frame: pd.DataFrame, settings: Settings) -> dict:
+    """What the figures depend on: settings, data, versions, kind of machine."""
+    names = sorted(set(frame["dataset"])) if len(frame) else []
+    return dict(
+        scale=settings.scale,
+        seeds=settings.seeds or "the scale's own",
+        data={name: data.load(settings.dataset or name).checksum for name in names},
+        versions={"python": platform.python_version(), **versions()},
+        notebooks=[p.stem for p in notebooks()],
+    )
+
+
+def verify(out: Path, only: str = "") -> int:
+    """Compare `out` with the published results; prints one line per deviation. The number of deviations."""
+    for folder in (out, RESULTS):
+        if not (folder / "evidence.csv").exists():
+            raise UsageError(f"{folder / 'evidence.csv'} is not there; run `make reproduce` first")
+    fresh, published = (ledger.load(folder / "evidence.csv") for folder in (out, RESULTS))
+    fresh, published = (f[f["notebook"].str.startswith(only)] for f in (fresh, published))
+    here, there = (json.loads((folder / "manifest.json").read_text()) for folder in (out, RESULTS))
+    same = here["versions"] == there["versions"]
+    deviations = ledger.compare(fresh, published, same)
+    for deviation in deviations:
+        print(deviation)
+    how = (
+        "bit for bit (same versions and kind of machine)"
+        if same
+        else "by verdict and interval (another machine)"
+    )
+    print(
+        f"{len(published) - len(deviations)} of {len(published)} published lines reproduced, {how}"
+    )
+    return len(deviations)
+
+
+def publish(out: Path) -> None:
+    """Make `out` the published results: ledger, tables, figures, manifest, the notebooks' outputs, the README's table."""
+    if not (out / "manifest.json").exists():
+        raise UsageError(f"{out} has no finished run; run `make reproduce` first")
+    state = json.loads((out / "manifest.json").read_text())
+    if state["scale"] != "full" or not {"digits", "fashion_mnist"} >= set(state["data"]):
+        raise UsageError(
+            f"{out} holds {state['scale']} results on {', '.join(state['data'])}; only full ones are published"
+        )
+    missing = [p.stem for p in notebooks() if not (out / "notebooks" / p.name).exists()]
+    if missing:
+        raise UsageError(
+            f"{out} lacks {', '.join(missing)}; run `make reproduce` without ONLY first"
+        )
+    for name in ("tables", "figures"):
+        shutil.rmtree(RESULTS / name, ignore_errors=True)
+        shutil.copytree(out / name, RESULTS / name)
+    for name in ("evidence.csv", "manifest.json"):
+        write_atomic(RESULTS / name, (out / name).read_bytes())
+    for path in notebooks():
+        write_atomic(path, (out / "notebooks" / path.name).read_bytes())
+    update_readme()
+
+
+def update_readme(path: Path = HERE / "README.md") -> None:
+    """Put the published evidence between the README's markers."""
+    begin, end = "<!-- evidence: begin -->", "<!-- evidence: end -->"
+    before, _, rest = path.read_text().partition(begin)
+    _, _, after = rest.partition(end)
+    write_atomic(path, f"{before}{begin}\n{evidence_markdown()}{end}{after}")
+
+
+def evidence_markdown() -> str:
+    """The published ledger as a short Markdown table, with a line per survey table."""
+    from survey_lib.report.text import effect_text
+
+    frame = ledger.load(RESULTS / "evidence.csv")
+    rows = [
+        "| table | method | against | metric | effect [95 %] | verdict |",
+        "|---|---|---|---|---|---|",
+    ]
+    for e in frame.itertuples():
+        effect = effect_text(e.effect, *sorted((e.ci_low, e.ci_high)), e.unit)
+        rows.append(
+            f"| {e.table}, {e.row} | `{e.method}` | {e.baseline} | {e.metric} | {effect} | **{e.verdict}** |"
+        )
+    counts = [f"- {summary(table, frame)}" for table in TABLES.values()]
+    return "\n".join([*rows, "", *counts, ""])

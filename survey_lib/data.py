@@ -149,9 +149,9 @@ def _torchvision_parts(cls: type, root: Path, download: bool) -> list:
             items = cls(str(root), download=download, **part)
             images, labels = zip(*((np.asarray(im), lab) for im, lab in items), strict=True)
         except Exception as error:  # a download, its format, a library it lacks: all kinds
+            remedy = "it needs a network once" if download else f"remove {root} and run again"
             raise DataError(
-                f"torchvision's {cls.__name__} could not be had: {one_line(error)}; "
-                f"try again with a network, or remove {root} if it is there"
+                f"torchvision's {cls.__name__} could not be had: {one_line(error)}; {remedy}"
             ) from error
         shapes = sorted({image.shape for image in images})
         if len(shapes) > 1:

@@ -154,8 +154,8 @@ def staging(target: Path):
                 shutil.rmtree(partial, ignore_errors=True)
     except OSError as error:
         raise DataError(
-            f"cannot write to {target.parent} ({one_line(error)}); set SURVEY_LIB_CACHE to a folder "
-            "that can be written"
+            f"cannot write to {target.parent} ({one_line(error)}); set SURVEY_LIB_CACHE to another "
+            "folder"
         ) from error
 
 

@@ -8,6 +8,7 @@ import shutil
 import socket
 import subprocess
 import sys
+import tempfile
 import zlib
 from pathlib import Path
 
@@ -45,8 +46,7 @@ def fashion_mnist_files() -> dict:
         ways = {"torchvision's download": _by_torchvision, f"apt-get download {PACKAGE}": _by_apt}
         for way, fetch in ways.items():
             print(f"Fashion-MNIST: trying {way} (30 MB, once)", file=sys.stderr)
-            work = partial / fetch.__name__
-            work.mkdir()
+            work = Path(tempfile.mkdtemp(dir=partial))
             try:
                 folder = fetch(work)
                 if not (raw := _read(folder, said, way)):

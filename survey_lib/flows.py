@@ -162,7 +162,7 @@ def _progressive(src, dst, size, start, up, down):
             rate = max_min(links[:, active], capacity)
             need = left[active] / rate
             step = min(step, need.min())
-            left[active] -= rate * step
+            left[active] -= np.where(np.isfinite(rate), rate, 0.0) * step  # no limit: need is 0
             done = np.flatnonzero(active)[need <= step * (1 + 1e-12)]
             finish[done], open_[done] = now + step, False
         now += step
@@ -176,6 +176,9 @@ def max_min(links, capacity) -> np.ndarray:
     while not fixed.all():
         count = np.bincount(links[:, ~fixed].ravel(), minlength=len(left))
         share = np.where(count > 0, left / np.maximum(count, 1), np.inf)
+        if np.isinf(share.min()):  # no finite link is left to share
+            rate[~fixed] = np.inf
+            break
         tight = share <= share.min() * (1 + 1e-12)
         now = ~fixed & (tight[links[0]] | tight[links[1]])
         rate[now] = share.min()

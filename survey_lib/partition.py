@@ -55,7 +55,7 @@ def quantity(alpha: float) -> Partition:
 
 def _iid(y, n, *key, size=None):
     if size is None:
-        return np.array_split(stream("iid", *key).permutation(len(y)), n)
+        return _fill(np.array_split(stream("iid", *key).permutation(len(y)), n))
     return list(stream("iid", *key).integers(len(y), size=(n, size)))
 
 

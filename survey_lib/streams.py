@@ -37,4 +37,4 @@ def uniform(ids: np.ndarray, *key) -> np.ndarray:
         z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
         z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
         z = z ^ (z >> np.uint64(31))
-    return ((z >> np.uint64(11)).astype(float) + 0.5) * 2.0**-53
+    return ((z >> np.uint64(12)).astype(float) + 0.5) * 2.0**-52  # one bit more would round up to 1

@@ -83,6 +83,12 @@ class Task:
 
     def steps(self, chosen, *, B=None, E=None, K=None) -> np.ndarray:
         """(k,) SGD steps of each chosen device: K, or E ceil(n_i / B)."""
+        if (E is None) == (K is None):
+            raise UsageError("give either E (epochs) or K (steps)")
+        if B is not None and B < 1:
+            raise UsageError(
+                f"B = {B}; a batch needs at least one sample (None: all of the device's)"
+            )
         size = self.sizes[chosen]
         per_epoch = -(-size // B) if B else np.ones_like(size)
         return np.broadcast_to(per_epoch * E if K is None else K, size.shape).astype(int)
@@ -148,32 +154,27 @@ def gradients(task, world, chosen, X, *, B=None, loss: Loss = cross_entropy, see
     world.compute(chosen, work(task, chosen, B=B, K=1))
     rows, weight, _ = schedule(task, chosen, B=B, K=1, seed=seed)
     X, G = _cohort(X, len(rows)), torch.empty(len(rows), task.d, dtype=task.dtype)
-    for part in _chunks(task, torch.arange(len(rows))):
+    for part in _chunks(task, torch.arange(len(rows))) if len(rows) else ():
         G[part] = _gradients(task, X[part], rows[part, 0], weight[part, 0], loss, part)
     return G
 
 
 def work(task, chosen, *, B=None, E=None, K=None) -> np.ndarray:
     """(k,) FLOPs of local training: forward and backward of every sample that is visited."""
+    steps, per_epoch = task.steps(chosen, B=B, E=E, K=K), task.steps(chosen, B=B, E=1)
     size = task.sizes[chosen]
+    visited = steps // per_epoch * size + steps % per_epoch * np.minimum(size, B or size)
     per_sample = task.network.flops + sum(layer.backward for layer in task.network.layers)
-    if E is not None:
-        return np.broadcast_to(E, size.shape) * size * float(per_sample)
-    return np.broadcast_to(K, size.shape) * np.minimum(size, B or size) * float(per_sample)
+    return visited * float(per_sample)
 
 
 def schedule(task, chosen, *, B=None, E=None, K=None, seed):
     """Which samples each device visits: rows (k, T, B) into the training data, -1 for padding; weight
     (k, T, B), 1 / batch size for samples and 0 for padding; and steps (k,). Epoch e of device i is a permutation keyed by (seed, i)."""
-    if (E is None) == (K is None):
-        raise UsageError("give either E (epochs) or K (steps)")
-    size = task.sizes[chosen]
-    width = int(min(B, size.max())) if B else int(size.max())
-    per_epoch = -(-size // width) if B else np.ones_like(size)
-    steps = task.steps(chosen, B=B, E=E, K=K)
-    if B is not None and B < 1:
-        raise UsageError(f"B = {B}; a batch needs at least one sample (None: all of the device's)")
-    rows = np.full((len(size), steps.max(initial=0), width), -1, dtype=np.int64)
+    steps, per_epoch = task.steps(chosen, B=B, E=E, K=K), task.steps(chosen, B=B, E=1)
+    largest = int(task.sizes[chosen].max(initial=1))
+    width = min(B or largest, largest)
+    rows = np.full((len(steps), steps.max(initial=0), width), -1, dtype=np.int64)
     weight = np.zeros(rows.shape)
     for j, i in enumerate(chosen):
         rng, own = (
@@ -320,6 +321,7 @@ class InFlight:
 
     def start(self, i: int, x: Tensor, seed) -> None:
         self.noted[i] = (x, seed)
+        self.done.pop(i, None)  # a fresh start: what it trained before is not asked for any more
 
     def result(self, i: int) -> Tensor:
         if i not in self.done:

@@ -167,7 +167,7 @@ class World:
         on = np.isin(chosen, self.online(chosen))
         chosen, size = chosen[on], size[on]
         tries, arrived = self._tries(chosen, "down")
-        start = self.clock + self.latency[chosen]
+        start = self.clock + self.latency[chosen] * tries
         up, down = (
             np.append(self.bandwidth_up, self.server[0]),
             np.append(self.bandwidth_down, self.server[1]),
@@ -199,7 +199,7 @@ class World:
         else:
             size = np.full(len(chosen), weigh(payload) / len(chosen))
         tries, arrived = self._tries(chosen, "up")
-        start = self.ready[chosen] + self.latency[chosen]
+        start = self.ready[chosen] + self.latency[chosen] * tries
         up, down = (
             np.append(self.bandwidth_up, self.server[0]),
             np.append(self.bandwidth_down, self.server[1]),
@@ -243,7 +243,7 @@ class World:
         begin = max([self.clock, *self.ready[on]])
         self.wait[on] += begin - np.maximum(self.ready[on], self.clock)
         tries, ok = self._tries(src, "exchange", dst)
-        seconds = self._exchange_seconds(src, dst, size * tries)
+        seconds = self._exchange_seconds(src, dst, size * tries, tries)
         arrived = torch.zeros(self.n, self.n, dtype=torch.bool)
         arrived[dst[ok], src[ok]] = True
         np.add.at(self.up, src, size * tries)
@@ -260,10 +260,10 @@ class World:
         self.ready[:] = self.clock
         return arrived
 
-    def _exchange_seconds(self, src, dst, size):
-        key = (src.tobytes(), dst.tobytes(), size.tobytes())
+    def _exchange_seconds(self, src, dst, size, tries):
+        key = tuple(a.tobytes() for a in (src, dst, size, tries))
         if key not in self._known:
-            late = np.maximum(self.latency[src], self.latency[dst])
+            late = np.maximum(self.latency[src], self.latency[dst]) * tries
             self._known = {
                 key: finish_times(src, dst, size, late, self.bandwidth_up, self.bandwidth_down)
             }
@@ -526,7 +526,8 @@ class World:
 def _attempts(u, p):
     """Geometric: how many sendings until one arrives, each lost with probability p; at most 100."""
     with np.errstate(divide="ignore"):
-        return np.minimum(1 + np.floor(np.log(u) / np.log(np.maximum(p, 1e-300))), 100).astype(int)
+        p = np.clip(p, 1e-300, 1 - 1e-16)
+        return np.minimum(1 + np.floor(np.log(u) / np.log(p)), 100).astype(int)
 
 
 def _each(kind, n, find):
@@ -563,7 +564,14 @@ class _Churn:
             for i, start, end in (
                 frame[["device", "start", "end"]].sort_values("start").itertuples(index=False)
             ):
-                self.spans.setdefault(int(i), []).append((float(start), float(end)))
+                if not start <= end:
+                    raise UsageError(
+                        f"churn trace: device {int(i)} is off from {start} s to {end} s; expected start <= end"
+                    )
+                spans = self.spans.setdefault(int(i), [])
+                if spans and start <= spans[-1][1]:  # overlapping times off are one
+                    start, end = spans[-1][0], max(spans.pop()[1], end)
+                spans.append((float(start), float(end)))
 
     def _until(self, i, t):
         """The spans off of device i, known at least to time t."""

@@ -22,8 +22,8 @@ def cache(tmp_path, monkeypatch):
 
     monkeypatch.setenv("SURVEY_LIB_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr(fetch, "SYSTEM", tmp_path / "system")
-    monkeypatch.setattr(fetch, "_by_torchvision", renamed(offline, "torchvision"))
-    monkeypatch.setattr(fetch, "_by_apt", renamed(offline, "apt"))
+    monkeypatch.setattr(fetch, "_by_torchvision", offline)
+    monkeypatch.setattr(fetch, "_by_apt", offline)
     return tmp_path / "cache"
 
 
@@ -36,16 +36,16 @@ def small(monkeypatch):
     return contents
 
 
-def renamed(function, name):
-    function.__name__ = name
-    return function
-
-
 def put(folder, contents):
     folder.mkdir(parents=True, exist_ok=True)
     for name, content in contents.items():
         (folder / f"{name}.gz").write_bytes(gzip.compress(content))
     return folder
+
+
+def brings(contents):
+    """A way to download that brings these files."""
+    return lambda work: put(work / "raw", contents)
 
 
 def npz(path, **arrays):
@@ -102,16 +102,14 @@ def test_system_folder_comes_second_and_is_not_copied(cache, small):
 
 
 def test_torchvision_comes_third_and_fills_the_cache(cache, small, monkeypatch):
-    way = renamed(lambda work: put(work / "raw", small), "torchvision")
-    monkeypatch.setattr(fetch, "_by_torchvision", way)
+    monkeypatch.setattr(fetch, "_by_torchvision", brings(small))
     assert fetch.fashion_mnist_files() == small
     assert {p.stem for p in (cache / "fashion-mnist").iterdir()} == set(small)
     assert not (cache / "fashion-mnist.partial").exists()
 
 
 def test_apt_comes_fourth(cache, small, monkeypatch, capsys):
-    way = renamed(lambda work: put(work / "raw", small), "apt")
-    monkeypatch.setattr(fetch, "_by_apt", way)
+    monkeypatch.setattr(fetch, "_by_apt", brings(small))
     assert fetch.fashion_mnist_files() == small
     first, second = capsys.readouterr().err.splitlines()
     assert "torchvision" in first and "apt-get" in second
@@ -119,8 +117,7 @@ def test_apt_comes_fourth(cache, small, monkeypatch, capsys):
 
 def test_a_missing_file_is_fetched_and_the_others_stay(cache, small, monkeypatch):
     put(cache / "fashion-mnist", dict(list(small.items())[1:]))
-    way = renamed(lambda work: put(work / "raw", small), "torchvision")
-    monkeypatch.setattr(fetch, "_by_torchvision", way)
+    monkeypatch.setattr(fetch, "_by_torchvision", brings(small))
     assert fetch.fashion_mnist_files() == small
 
 
@@ -170,8 +167,7 @@ def test_a_damaged_cache_is_refused_even_where_another_file_is_missing(cache, sm
 
 def test_a_damaged_download_is_not_taken(cache, small, monkeypatch):
     bad = {**small, list(small)[3]: b"other"}
-    way = renamed(lambda work: put(work / "raw", bad), "torchvision")
-    monkeypatch.setattr(fetch, "_by_torchvision", way)
+    monkeypatch.setattr(fetch, "_by_torchvision", brings(bad))
     with pytest.raises(DataError, match="torchvision's download: .* is damaged"):
         fetch.fashion_mnist_files()
     assert not (cache / "fashion-mnist").exists()
@@ -191,7 +187,7 @@ def test_two_at_once_fetch_once(cache, small, monkeypatch):
         threading.Event().wait(0.2)
         return put(work / "raw", small)
 
-    monkeypatch.setattr(fetch, "_by_torchvision", renamed(slow, "torchvision"))
+    monkeypatch.setattr(fetch, "_by_torchvision", slow)
     threads = [
         threading.Thread(target=lambda: got.append(fetch.fashion_mnist_files())) for _ in range(3)
     ]
@@ -246,14 +242,14 @@ def test_a_command_that_fails_says_its_last_line(tmp_path):
 
 def test_real_fashion_mnist(monkeypatch):
     monkeypatch.undo()  # the real folders, but no way to download
-    monkeypatch.setattr(fetch, "_by_torchvision", renamed(lambda work: work, "torchvision"))
-    monkeypatch.setattr(fetch, "_by_apt", renamed(lambda work: work, "apt"))
+    monkeypatch.setattr(fetch, "_by_torchvision", lambda work: work)
+    monkeypatch.setattr(fetch, "_by_apt", lambda work: work)
     folders = (fetch.cache_dir() / "fashion-mnist", fetch.SYSTEM)
     files = [f"{name}.gz" for name in fetch.FASHION_MNIST]
     if not any(all((folder / f).exists() for f in files) for folder in folders):
         pytest.skip(
             f"Fashion-MNIST is in neither {folders[0]} nor {folders[1]}: its real files are not "
-            "tested here. `python -c \"import survey_lib.data as d; d.load('fashion_mnist')\"` gets it"
+            "tested here; survey_lib.data.load('fashion_mnist') fetches them"
         )
     d = data.load("FashionMNIST")
     assert d is data.load("fashion_mnist")

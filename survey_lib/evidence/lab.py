@@ -41,7 +41,7 @@ class Lab:
     """One notebook's session.
 
     notebook: its name. scale: "quick" (digits, fewer seeds and rounds) or "full" (published). seeds: "" for the
-    scale's own (0-2 quick, 0-4 full). dataset: "" for the experiments' own, or any name for data.load, which
+    scale's own (0-2 quick, 0-9 full). dataset: "" for the experiments' own, or any name for data.load, which
     then replaces it everywhere. out: folder of the results. jobs: processes.
     """
 
@@ -59,7 +59,7 @@ class Lab:
             os.environ["SURVEY_PROGRESS"] = str(
                 self.out.absolute() / "progress" / f"{notebook}.json"
             )
-        self.seeds = seed_list(seeds or self.pick(quick="0-2", full="0-4"))
+        self.seeds = seed_list(seeds or self.pick(quick="0-2", full="0-9"))
         if self.jobs < 1:
             raise UsageError(f"JOBS={jobs}; at least one process is needed")
 

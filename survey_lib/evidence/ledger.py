@@ -53,7 +53,7 @@ def read(out: Path) -> pd.DataFrame:
 def load(path: Path) -> pd.DataFrame:
     """A ledger file, exactly as it was written."""
     types = dict(row=str, ref=int, table=int, seeds=int)
-    return pd.read_csv(path, dtype=types, float_precision="round_trip", keep_default_na=False)
+    return pd.read_csv(path, dtype=types, keep_default_na=False)
 
 
 def save(ledger: pd.DataFrame, path: Path) -> None:

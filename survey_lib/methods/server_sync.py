@@ -21,7 +21,7 @@ def sample(n: int, S: int, *key) -> np.ndarray:
 def mean(rows: Tensor, weight) -> Tensor:
     """(d,): sum_i weight_i rows_i / sum_i weight_i."""
     weight = torch.as_tensor(weight, dtype=rows.dtype)
-    return weight @ rows / weight.sum()
+    return (weight / weight.sum()) @ rows
 
 
 def fedsgd(task, world, *, S, eta, seed=0):
@@ -69,11 +69,9 @@ def fedavg(
         chosen = world.broadcast(sample(task.n, S, seed, r), x)
         epochs = partial_work(E, stragglers, chosen, seed, r) if stragglers else E
         Y = local(task, world, chosen, x, eta=eta, B=B, E=epochs, K=K, seed=(seed, r))  # (k, d)
-        sent = (
-            np.flatnonzero((epochs == E) | include_partial)
-            if stragglers
-            else np.arange(len(chosen))
-        )
+        sent = np.flatnonzero(np.broadcast_to((epochs == E) | include_partial, len(chosen)))
+        if len(chosen) and not len(sent):
+            world.barrier(chosen)  # gather would wait for nobody
         up = sent[world.gather(chosen[sent], Y[sent])]
         if len(up):
             x = mean(Y[up], task.sizes[chosen[up]])

@@ -1,0 +1,335 @@
+"""Pipelines: a network cut into stages on several devices, schedules, their timetable, and its numbers.
+
+A schedule says in which order each stage works; `timetable` says when, on given devices and links; `play`
+replays the timetable with real tensors, so that every gradient comes from what was resident at that time.
+Loss and update cost no time, on one device as on many.
+"""
+
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.autograd.graph import saved_tensors_hooks
+from torch.nn import functional as F
+
+from survey_lib.errors import UsageError
+from survey_lib.models import Network
+
+Tick = list[tuple[int, str, int]]  # (stage, "F" or "B", item): operations that may run side by side
+Schedule = Callable[[int, int], Iterator[Tick]]  # (stages, micro-batches) -> ticks
+
+
+class Event(NamedTuple):
+    """What a device does from start to end, in s from the beginning of the step.
+
+    what: F forward, B backward, R forward again (re-materialisation), send. item: the micro-batch.
+    nbytes, to: size and receiver of a message.
+    """
+
+    device: int
+    start: float
+    end: float
+    what: str
+    item: int
+    nbytes: int = 0
+    to: int | None = None
+    stage: int = 0
+
+
+# ---- stages -----------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Stage:
+    """Consecutive layers that stay on one device; figures per sample, bytes of the tensors' own dtype."""
+
+    layers: slice
+    params: slice  # of the flat vector
+    call: Callable[[Tensor, Tensor], Tensor]  # (its part of x, input) -> output
+    forward: int  # FLOPs
+    backward: int  # FLOPs, without an input gradient in the first stage
+    parameter_bytes: int  # in all, not per sample
+    input_bytes: int  # all that re-materialisation keeps
+    output_bytes: int  # crosses the next cut, and its gradient comes back
+    saved_bytes: int  # kept for the backward pass, the input included
+
+
+def split(network: Network, cuts: Sequence[int], dtype=torch.float32) -> list[Stage]:
+    """len(cuts) + 1 stages: cuts are the layers that begin a new stage, for example (2, 3) of layers 0 to 3."""
+    L = len(network.layers)
+    edges = (0, *cuts, L)
+    if any(a >= b for a, b in pairwise(edges)):
+        raise UsageError(f"cuts = {tuple(cuts)}; expected ascending numbers from 1 to {L - 1}")
+    stages, inputs = [], torch.zeros(1, *network.shape, dtype=dtype)
+    for a, b in pairwise(edges):
+        own, call = network.layers[a:b], network.stage(a, b)
+        params = slice(own[0].params.start, own[-1].params.stop)
+        w = torch.zeros(params.stop - params.start, dtype=dtype)
+        outputs, saved = _trace(call, w, inputs)
+        stages.append(
+            Stage(
+                layers=slice(a, b),
+                params=params,
+                call=call,
+                forward=sum(layer.forward for layer in own),
+                backward=sum(layer.backward for layer in own),
+                parameter_bytes=w.nbytes,
+                input_bytes=inputs.nbytes,
+                output_bytes=outputs.nbytes,
+                saved_bytes=saved,
+            )
+        )
+        inputs = outputs
+    return stages
+
+
+def _trace(call, w, inputs):
+    """The outputs, and the bytes autograd keeps for the backward pass, weights aside, each storage once."""
+    kept = {}
+
+    def keep(t):
+        kept[t.untyped_storage().data_ptr()] = t
+        return t
+
+    w, inputs = w.requires_grad_(), inputs.requires_grad_()
+    with saved_tensors_hooks(keep, lambda t: t):
+        outputs = call(w, inputs)
+    kept.pop(w.untyped_storage().data_ptr(), None)
+    return outputs.detach(), sum(t.untyped_storage().nbytes() for t in kept.values())
+
+
+def balanced(network: Network, K: int, speeds: Sequence[float] | None = None) -> tuple[int, ...]:
+    """Cuts into K stages whose slowest is as fast as possible; speeds: of the K devices, in order."""
+    work, speeds = [layer.forward + layer.backward for layer in network.layers], speeds or [1.0] * K
+    L = len(work)
+    if not 1 <= K <= L:
+        raise UsageError(f"K = {K} stages of {L} layers; choose K from 1 to {L}")
+    if len(speeds) != K:
+        raise UsageError(f"{len(speeds)} speeds for K = {K} stages; give one for each")
+    best = {0: (0.0, ())}  # layers placed -> (time of the slowest stage, where the stages begin)
+    for k in range(K):
+        best = {
+            j: min(
+                (max(slowest, sum(work[i:j]) / speeds[k]), (*begins, i))
+                for i, (slowest, begins) in best.items()
+                if i < j
+            )
+            for j in range(k + 1, L + 1)
+        }
+    return best[L][1][1:]
+
+
+def micro_batches(B: int, M: int) -> list[int]:
+    """Sizes of M micro-batches of B samples, as even as possible, the larger ones first."""
+    if not 1 <= M <= B:
+        raise UsageError(f"M = {M} micro-batches of B = {B} samples; choose M from 1 to {B}")
+    return [B // M + (m < B % M) for m in range(M)]
+
+
+# ---- schedules --------------------------------------------------------------------------------------
+
+
+def one_by_one(stages: int, micro: int) -> Iterator[Tick]:
+    # stages = 3, micro = 2     stage 0  F0 .. .. .. .. B0 F1 .. .. .. .. B1
+    #                           stage 1  .. F0 .. .. B0 .. .. F1 .. .. B1 ..
+    #                           stage 2  .. .. F0 B0 .. .. .. .. F1 B1 .. ..
+    for m in range(micro):
+        yield from ([(s, "F", m)] for s in range(stages))
+        yield from ([(s, "B", m)] for s in reversed(range(stages)))
+
+
+def fill_drain(stages: int, micro: int) -> Iterator[Tick]:
+    # stages = 3, micro = 4     stage 0  F0 F1 F2 F3 .. .. .. .. B3 B2 B1 B0
+    #                           stage 1  .. F0 F1 F2 F3 .. .. B3 B2 B1 B0 ..
+    #                           stage 2  .. .. F0 F1 F2 F3 B3 B2 B1 B0 .. ..
+    ticks = range(stages + micro - 1)
+    for t in ticks:
+        yield [(s, "F", t - s) for s in range(stages) if 0 <= t - s < micro]
+    for t in reversed(ticks):
+        yield [(s, "B", t - s) for s in range(stages) if 0 <= t - s < micro]
+
+
+def one_f_one_b(stages: int, micro: int) -> Iterator[Tick]:
+    # stages = 3, micro = 4     stage 0  F0 F1 F2 .. .. B0 F3 B1 .. B2 .. B3
+    #                           stage 1  .. F0 F1 .. B0 F2 B1 F3 B2 .. B3 ..
+    #                           stage 2  .. .. F0 B0 F1 B1 F2 B2 F3 B3 .. ..
+    f, b = [0] * stages, [0] * stages  # next forward, next backward of each stage
+    while b[0] < micro:
+        tick = []
+        for s in range(stages):
+            may_f = f[s] < micro and f[s] - b[s] < stages - s and (s == 0 or f[s] < f[s - 1])
+            may_b = b[s] < f[s] and (s == stages - 1 or b[s] < b[s + 1])
+            if may_b:
+                tick.append((s, "B", b[s]))
+            elif may_f:
+                tick.append((s, "F", f[s]))
+        for s, op, _ in tick:
+            (f if op == "F" else b)[s] += 1
+        yield tick
+
+
+def bubble(K: int, M: int) -> float:
+    """The idle share of K equal stages with M micro-batches and free links: (K - 1) / (M + K - 1)."""
+    return (K - 1) / (M + K - 1)
+
+
+# ---- time -------------------------------------------------------------------------------------------
+
+
+def timetable(
+    ticks: Iterable[Tick],
+    forward: np.ndarray,
+    backward: np.ndarray,
+    nbytes: np.ndarray | None = None,
+    *,
+    link: Callable[[int, int], tuple[float, float]] | None = None,
+    devices: Sequence[int] | None = None,
+    rematerialise: bool = False,
+    pure_delay: bool = False,
+) -> list[Event]:
+    """When everything happens, sorted by start, which is also an order in which the numbers can be replayed.
+
+    forward, backward (K, M): s per stage and item. nbytes (K - 1, M): what crosses each cut, in either
+    direction. link(d, e): latency (s) and bandwidth (B/s); None: messages take no time. devices: of the stages.
+    A stage keeps the schedule's order and starts as soon as its device is free and its input is there; it never
+    waits for its own message to get through. A message takes latency + bytes / bandwidth, one at a time from d
+    to e (the next leaves when the last has arrived); with pure_delay they do not hold each other up.
+    rematerialise: each backward is preceded by its forward.
+    """
+    K = len(forward)
+    devices, todo = range(K) if devices is None else devices, [[] for _ in range(K)]
+    for tick in ticks:
+        for s, op, m in tick:
+            todo[s].append((op, m))
+    todo = [ops[::-1] for ops in todo]  # the next one last
+    ready = {
+        (0, "F", m): 0.0 for op, m in todo[0] if op == "F"
+    }  # when an operation's input is there
+    free, line, events = (
+        defaultdict(float),
+        defaultdict(float),
+        [],
+    )  # line: when a direction is free
+    while any(todo):
+        next_ = [(s, *ops[-1]) for s, ops in enumerate(todo) if ops and (s, *ops[-1]) in ready]
+        if not next_:
+            raise UsageError(
+                "the schedule waits for itself: each F needs the stage before, B after"
+            )
+        start, s = min((max(free[devices[s]], ready[s, op, m]), s) for s, op, m in next_)
+        op, m = todo[s].pop()
+        d, now = devices[s], start
+        if op == "B" and rematerialise:
+            now += forward[s][m]
+            events.append(Event(d, start, now, "R", m, stage=s))
+        end = now + (forward if op == "F" else backward)[s][m]
+        events.append(Event(d, now, end, op, m, stage=s))
+        free[d] = end
+        to = s + 1 if op == "F" else s - 1
+        if to == K:
+            ready[s, "B", m] = end
+        elif to >= 0:
+            ready[to, op, m] = end
+            e, size = devices[to], 0 if nbytes is None else int(nbytes[min(s, to)][m])
+            if e != d and size:
+                latency, bandwidth = link(d, e) if link else (0.0, np.inf)
+                leave = end if pure_delay else max(end, line[d, e])
+                ready[to, op, m] = line[d, e] = leave + latency + size / bandwidth
+                events.append(Event(d, leave, line[d, e], "send", m, size, e, s))
+    return sorted(events, key=lambda event: event.start)
+
+
+def plan(
+    world,
+    stages: list[Stage],
+    schedule: Schedule,
+    sizes: Sequence[int],
+    *,
+    devices: Sequence[int] | None = None,
+    rematerialise: bool = False,
+    pure_delay: bool = False,
+) -> list[Event]:
+    """The timetable of one mini-batch of micro-batches with so many samples each, on devices of the world."""
+    devices = list(range(len(stages)) if devices is None else devices)
+    if len(devices) != len(stages) or not all(0 <= d < world.n for d in devices):
+        raise UsageError(
+            f"devices = {devices} for {len(stages)} stages; name one of the {world.n} for each stage"
+        )
+    speed, sizes = world.speed[devices][:, None], np.asarray(sizes)
+    return timetable(
+        schedule(len(stages), len(sizes)),
+        np.outer([stage.forward for stage in stages], sizes) / speed,
+        np.outer([stage.backward for stage in stages], sizes) / speed,
+        np.outer([stage.output_bytes for stage in stages[:-1]], sizes),
+        link=world.link,
+        devices=devices,
+        rematerialise=rematerialise,
+        pure_delay=pure_delay,
+    )
+
+
+def peak_memory(stages: list[Stage], sizes: Sequence[int], events: list[Event]) -> np.ndarray:
+    """(K,) bytes: the high-water mark of each stage's weights, gradient and saved activations.
+
+    Messages that wait for their stage are not counted.
+    """
+    live = 2 * np.array([stage.parameter_bytes for stage in stages])
+    peak, again = live.copy(), {(e.stage, e.item) for e in events if e.what == "R"}
+    for what, s, m in ((e.what, e.stage, e.item) for e in events if e.what != "send"):
+        saved, inputs = stages[s].saved_bytes * sizes[m], stages[s].input_bytes * sizes[m]
+        if what == "F":
+            live[s] += inputs if (s, m) in again else saved
+        elif what == "R":
+            live[s] += saved - inputs
+        peak[s] = max(peak[s], live[s])
+        if what == "B":
+            live[s] -= saved
+    return peak
+
+
+# ---- numbers ----------------------------------------------------------------------------------------
+
+
+def play(
+    stages: list[Stage], x: Tensor, batch, sizes: Sequence[int], events: list[Event]
+) -> Tensor:
+    """(d,): the gradient of the mean cross-entropy, one operation of the timetable after the other.
+
+    batch: images (N, ...), labels (N,). g = sum_m (n_m / N) g_m over the micro-batches. A forward that an R
+    event repeats keeps its input alone. Layers must be deterministic: a random one draws anew in each call.
+    """
+    images, labels = (part.split(list(sizes)) for part in batch)
+    last, N, again = (
+        len(stages) - 1,
+        sum(sizes),
+        {(e.stage, e.item) for e in events if e.what == "R"},
+    )
+    inputs, kept, back, g = {(0, m): a for m, a in enumerate(images)}, {}, {}, torch.zeros_like(x)
+
+    def run(s, m, a):
+        """(own weights, input, output), ready for the backward pass; the last stage's output is the loss."""
+        w, a = x[stages[s].params].detach().requires_grad_(), a.detach().requires_grad_(s > 0)
+        out = stages[s].call(w, a)
+        if s == last:
+            out = F.cross_entropy(out, labels[m], reduction="sum") / N
+        return w, a, out
+
+    for what, s, m in ((e.what, e.stage, e.item) for e in events if e.what != "send"):
+        if what == "F":
+            kept[s, m] = run(s, m, inputs.pop((s, m)))
+            inputs[s + 1, m] = kept[s, m][2].detach()
+            if (s, m) in again:
+                kept[s, m] = kept[s, m][1].detach()
+        elif what == "R":
+            kept[s, m] = run(s, m, kept[s, m])
+        else:
+            w, a, out = kept.pop((s, m))
+            dw, *da = torch.autograd.grad(out, (w, a) if s else (w,), back.pop((s, m), None))
+            g[stages[s].params] += dw
+            back[s - 1, m] = da[0] if s else None
+    return g

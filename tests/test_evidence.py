@@ -1,0 +1,320 @@
+import json
+import math
+from functools import partial
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+from survey_lib.errors import Diverged, UsageError
+from survey_lib.evidence import Case, final, judge, reach, run, sweep, tune
+from survey_lib.evidence import ledger as ledgers
+from survey_lib.evidence.lab import Lab, seed_list
+from survey_lib.evidence.store import Store, canonical, source_hash, write_atomic
+from survey_lib.evidence.sweep import describe
+from survey_lib.methods.non_iid import fedprox
+from survey_lib.methods.server_sync import fedavg, fedsgd
+from survey_lib.partition import dirichlet
+from survey_lib.tables import TABLES, Claim
+from survey_lib.training import Task
+from survey_lib.world import World
+
+SMALL = Case(
+    fedavg,
+    dict(S=3, B=20, E=1, eta=0.1),
+    task=dict(n=5, samples=100),
+    until=dict(rounds=3),
+)
+
+
+def claim(**changes):
+    given = dict(method="m", ref=1, text="t", baseline="b", metric="q", unit="points")
+    return Claim(**given | dict(effect="difference", direction=1, least=1.0) | changes)
+
+
+# ---- run ----------------------------------------------------------------------------------------
+
+
+def test_history_has_a_row_per_evaluation_and_ends_at_the_limit():
+    history = run(fedsgd, Task(n=4), World(4), rounds=7, every=3, S=2, eta=0.5)
+    assert history["round"].tolist() == [0, 3, 6, 7]
+    assert history["clock"].is_monotonic_increasing and history["bytes"].iloc[0] == 0
+
+
+def test_run_ends_at_the_target_and_after_virtual_seconds():
+    history = run(fedavg, Task(n=4), World(4), rounds=50, target=0.5, S=4, eta=0.1, B=10, E=1)
+    assert history["accuracy"].iloc[-1] >= 0.5 > history["accuracy"].iloc[-2]
+    timed = run(fedavg, Task(n=4), World(4), seconds=0.05, S=4, eta=0.1, B=10, E=1)
+    assert timed["clock"].iloc[-1] >= 0.05 > timed["clock"].iloc[-2]
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        (dict(), "say when to stop"),
+        (dict(rounds=0), "at least 1"),
+        (dict(rounds=1, etta=0.1), "no argument etta; it has S, eta, seed"),
+        (dict(rounds=1, S=5, eta=0.1), "S = 5 devices a round, but there are 4"),
+    ],
+)
+def test_run_refuses(arguments, message):
+    with pytest.raises(UsageError, match=message):
+        run(fedsgd, Task(n=4), World(4), **arguments)
+
+
+def test_a_model_that_is_not_finite_is_refused_and_a_case_records_it_as_guessing():
+    wild = dict(S=4, eta=1e30)
+    with pytest.raises(Diverged, match="not finite after round . *; lower the step size"):
+        run(fedsgd, Task(n=4), World(4), rounds=9, **wild)
+    history = Case(fedsgd, wild, dict(n=4), until=dict(rounds=9)).run(0)
+    assert history["round"].iloc[-1] == 9 and history["accuracy"].iloc[-1] == 0.1
+
+
+def test_final_and_reach_by_hand():
+    history = pd.DataFrame(
+        dict(round=[0, 1, 2, 3], accuracy=[0.1, 0.5, 0.4, 0.6], clock=[0, 2, 4, 6])
+    )
+    assert final(history, last=2) == 0.5
+    assert reach(history, 0.5) == 1 and reach(history, 0.55, "clock") == 6
+    assert reach(history, 0.9) == 3  # never: the last value
+
+
+# ---- store --------------------------------------------------------------------------------------
+
+
+def test_the_store_returns_the_same_bits(tmp_path):
+    store, history = Store(tmp_path), SMALL.run(0)
+    store.put("ab" * 16, {"a": 1}, history)
+    pd.testing.assert_frame_equal(store.get("ab" * 16), history, check_exact=True)
+
+
+@pytest.mark.parametrize("damage", ["truncate", "flip", "empty"])
+def test_a_damaged_run_is_repeated_not_used(tmp_path, damage, capsys):
+    first = sweep({"a": SMALL}, [0], out=tmp_path)
+    (path,) = [p for p in (tmp_path / "runs").glob("*/*.json") if p.parent.name != "under-way"]
+    body = path.read_bytes()
+    broken = {
+        "truncate": body[: len(body) // 2],
+        "flip": body.replace(b"0.", b"1.", 1),
+        "empty": b"",
+    }
+    path.write_bytes(broken[damage])
+    pd.testing.assert_frame_equal(sweep({"a": SMALL}, [0], out=tmp_path), first)
+    assert "damaged" in capsys.readouterr().out and path.read_bytes() == body
+
+
+def test_a_finished_run_is_not_repeated(tmp_path, monkeypatch):
+    first = sweep({"a": SMALL}, [0, 1], out=tmp_path)
+    monkeypatch.setattr(Store, "put", lambda *a: pytest.fail("the run was repeated"))
+    pd.testing.assert_frame_equal(sweep({"a": SMALL}, [0, 1], out=tmp_path), first)
+
+
+def test_the_key_knows_every_part_of_a_run():
+    keys = {
+        "same": SMALL,
+        "argument": SMALL.but(eta=0.2),
+        "method": Case(fedsgd, SMALL.arguments, SMALL.task, SMALL.world, SMALL.until),
+        "task": Case(fedavg, SMALL.arguments, SMALL.task | dict(n=6), SMALL.world, SMALL.until),
+        "partition": Case(fedavg, SMALL.arguments, SMALL.task | dict(partition=dirichlet(0.1))),
+        "other alpha": Case(fedavg, SMALL.arguments, SMALL.task | dict(partition=dirichlet(0.2))),
+        "world": Case(fedavg, SMALL.arguments, SMALL.task, dict(loss=0.1), SMALL.until),
+        "until": Case(fedavg, SMALL.arguments, SMALL.task, SMALL.world, dict(rounds=4)),
+    }
+    store = Store("unused")
+    seen = [store.key(describe(c, 0)) for c in keys.values()] + [store.key(describe(SMALL, 1))]
+    assert len(set(seen)) == len(seen)
+    assert store.key(describe(SMALL.but(eta=0.1), 0)) == seen[0]
+
+
+def test_the_source_hash_follows_calls_within_the_methods(monkeypatch):
+    before = source_hash(fedprox), source_hash(fedsgd)
+    monkeypatch.setattr(
+        "survey_lib.evidence.store._source",
+        lambda f, old=__import__("survey_lib.evidence.store", fromlist=["_source"])._source: (
+            old(f) + ("# changed" if f is fedavg else "")
+        ),
+    )
+    source_hash.cache_clear()
+    after = source_hash(fedprox), source_hash(fedsgd)
+    source_hash.cache_clear()
+    assert after[0] != before[0] and after[1] == before[1]  # fedprox calls fedavg, fedsgd does not
+
+
+def test_canonical_tells_tensors_and_partials_apart():
+    assert canonical(torch.eye(2)) != canonical(torch.ones(2, 2))
+    assert canonical(partial(fedavg, S=1)) != canonical(partial(fedavg, S=2))
+    assert canonical(dirichlet(0.1)) == canonical(dirichlet(0.1)) != canonical(dirichlet(1.0))
+    with pytest.raises(TypeError, match="cannot be part of a run's key"):
+        canonical(object())
+
+
+def test_atomic_write_leaves_the_old_file_when_it_fails(tmp_path, monkeypatch):
+    path = write_atomic(tmp_path / "a" / "f.txt", "old")
+    monkeypatch.setattr("os.replace", lambda *a: (_ for _ in ()).throw(OSError(28, "no space")))
+    with pytest.raises(OSError):
+        write_atomic(path, "new")
+    assert path.read_text() == "old" and list(path.parent.iterdir()) == [path]
+
+
+# ---- sweep and tune -----------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+def test_any_number_of_processes_gives_the_same_bits(tmp_path):
+    cases = {"a": SMALL, "b": SMALL.but(eta=0.3)}
+    one = sweep(cases, [0, 1], out=tmp_path / "one", jobs=1)
+    two = sweep(dict(reversed(cases.items())), [1, 0], out=tmp_path / "two", jobs=2)
+    order = ["label", "seed", "round"]
+    one, two = (f.sort_values(order).reset_index(drop=True) for f in (one, two))
+    pd.testing.assert_frame_equal(one, two, check_exact=True)
+
+
+def test_no_seeds_is_refused(tmp_path):
+    with pytest.raises(UsageError, match="no seeds"):
+        sweep({"a": SMALL}, [], out=tmp_path)
+
+
+def test_tune_takes_the_best_and_records_the_grid(tmp_path):
+    best, table = tune(SMALL, dict(eta=[1e-6, 0.1, 1e30]), final, out=tmp_path)
+    assert best.arguments["eta"] == 0.1 and table["chosen"].tolist() == [False, True, False]
+    worst, _ = tune(SMALL, dict(eta=[1e-6, 0.1]), final, largest=False, out=tmp_path)
+    assert worst.arguments["eta"] == 1e-6
+
+
+# ---- verdict ------------------------------------------------------------------------------------
+
+
+def values(*numbers):
+    return dict(enumerate(numbers))
+
+
+def test_interval_by_hand():
+    # differences 1, 2, 3: mean 2, sd 1, t(0.975, 2) = 4.30265, half-width 4.30265 / sqrt(3) = 2.48414
+    effect = judge(claim(), values(1.0, 2.0, 3.0), values(0.0, 0.0, 0.0))
+    assert effect.effect == 2
+    np.testing.assert_allclose([effect.low, effect.high], [2 - 2.48414, 2 + 2.48414], atol=1e-5)
+    assert effect.verdict == "inconclusive"
+
+
+@pytest.mark.parametrize(
+    "gaps, changes, verdict",
+    [
+        ((5.0, 5.1, 4.9), {}, "supported"),
+        ((0.5, 0.51, 0.49), {}, "partly"),
+        ((-2.0, -2.1, -1.9), {}, "contradicted"),
+        ((2.0, -2.0, 0.1), {}, "inconclusive"),
+        ((-5.0, -5.1, -4.9), dict(direction=-1), "supported"),
+        ((-0.5, -0.51, -0.49), dict(least=-1.0), "supported"),  # no worse by more than 1
+        ((-2.0, -2.01, -1.99), dict(least=-1.0), "contradicted"),
+        ((-0.5, -2.0, 0.1), dict(least=-1.0), "inconclusive"),
+        ((2.0, 2.0, 2.0), dict(least=2.0), "supported"),  # no spread at all
+    ],
+)
+def test_verdict_rule(gaps, changes, verdict):
+    base = values(50.0, 60.0, 70.0)
+    method = {s: base[s] + g for s, g in enumerate(gaps)}
+    assert judge(claim(**changes), method, base).verdict == verdict
+
+
+def test_a_ratio_is_judged_on_the_log_and_reported_as_a_factor():
+    effect = judge(
+        claim(effect="ratio", direction=-1, least=2.0, unit="s"), values(1.0, 2.0), values(4.0, 8.0)
+    )
+    assert math.isclose(effect.effect, 0.25) and effect.verdict == "supported"
+
+
+@pytest.mark.parametrize(
+    "method, baseline, message",
+    [
+        ({0: 1.0}, {0: 1.0}, "2 seeds or more"),
+        ({0: 1.0, 1: 1.0}, {0: 1.0, 2: 1.0}, "run both on the same"),
+        ({0: 1.0, 1: math.nan}, {0: 1.0, 1: 1.0}, "not finite"),
+    ],
+)
+def test_judge_refuses(method, baseline, message):
+    with pytest.raises(UsageError, match=message):
+        judge(claim(), method, baseline)
+
+
+# ---- ledger and lab -----------------------------------------------------------------------------
+
+
+def published():
+    e = dict(
+        table=1, row="1", ref=41, method="fedavg", claim="c", baseline="b", metric="m", unit="x"
+    )
+    e |= dict(effect=0.2, ci_low=0.1, ci_high=0.3, seeds=5, verdict="supported", dataset="digits")
+    e |= dict(scale="full", notebook="01_architectures")
+    return pd.DataFrame([e, e | dict(method="fedsgd")], columns=ledgers.COLUMNS)
+
+
+@pytest.mark.parametrize(
+    "change, same_machine, found",
+    [
+        ({}, True, 0),
+        (dict(effect=0.25), False, 0),  # inside the published interval
+        (dict(effect=0.25), True, 1),  # but not the same bits
+        (dict(effect=0.31), False, 1),
+        (dict(verdict="partly"), False, 1),
+        (dict(method="gaia_asp"), False, 2),  # one missing, one new
+    ],
+)
+def test_a_deviation_is_told(change, same_machine, found):
+    fresh = published()
+    for column, value in change.items():
+        fresh.loc[0, column] = value
+    assert len(ledgers.compare(fresh, published(), same_machine)) == found
+
+
+def test_ledger_file_keeps_every_bit(tmp_path):
+    frame = published()
+    frame["effect"] = [0.1 + 0.2, 1 / 3]
+    ledgers.save(frame, tmp_path / "evidence.csv")
+    pd.testing.assert_frame_equal(ledgers.load(tmp_path / "evidence.csv"), frame, check_exact=True)
+
+
+def test_lab_records_a_line_in_the_order_of_the_tables(tmp_path):
+    lab = Lab("01_architectures", out=tmp_path)
+    for method, ratio in (("fedavg", 0.1), ("fedsgd", 1.0)):
+        lab.judge(method, values(ratio, ratio * 1.01), values(1.0, 1.0), "digits")
+    frame = lab.ledger()
+    assert (
+        frame["method"].tolist() == ["fedsgd", "fedavg"] and list(frame.columns) == ledgers.COLUMNS
+    )
+    assert frame["verdict"].tolist() == ["supported", "supported"]
+    assert json.loads(frame.to_json(orient="records"))[0]["row"] == "1"
+    with pytest.raises(UsageError, match="no evidence for d_psgd"):
+        lab.finish(["fedavg", "d_psgd"])
+    assert lab.finish(["fedavg"]) == "01_architectures: finished, 1 methods with evidence"
+
+
+def test_points_are_per_cent(tmp_path):
+    lab = Lab("03_non_iid", out=tmp_path)
+    verdict = lab.judge("label_dirichlet", values(0.80, 0.81), values(0.90, 0.91), "digits")
+    assert math.isclose(verdict.effect.effect, -10) and verdict.row()["least"] == -3
+
+
+@pytest.mark.parametrize(
+    "text, seeds", [("0-4", [0, 1, 2, 3, 4]), ("1,5", [1, 5]), ("0-1,7", [0, 1, 7])]
+)
+def test_seed_list(text, seeds):
+    assert seed_list(text) == seeds
+
+
+@pytest.mark.parametrize("text", ["", "x", "4-0", "1,1"])
+def test_seed_list_refuses(text):
+    with pytest.raises(UsageError, match="write 0-4 or 0,1,7"):
+        seed_list(text)
+
+
+def test_lab_refuses_an_unknown_scale():
+    with pytest.raises(UsageError, match='SCALE="big" is unknown; expected one of quick, full'):
+        Lab("01_architectures", scale="big")
+
+
+def test_every_claim_has_a_place_in_its_notebooks_table():
+    from survey_lib.tables.claims import CLAIMS
+
+    for method in CLAIMS:
+        assert any(method in row.methods for t in TABLES.values() for row in t.rows), method

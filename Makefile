@@ -68,7 +68,7 @@ bench: $(STAMP)  ## client steps per second beside the plain loop, memory of 100
 
 .PHONY: lock
 lock: $(STAMP)  ## compile requirements.lock anew from pyproject.toml
-	@$(BIN)/uv pip compile --quiet --universal --generate-hashes --extra dev --no-header --no-emit-index-url --no-annotate --output-file requirements.lock pyproject.toml
+	@$(BIN)/uv --no-config pip compile pyproject.toml --quiet --extra dev --universal --python-version 3.11 --fork-strategy fewest --generate-hashes --no-annotate --no-header --no-emit-index-url --no-emit-find-links -o requirements.lock
 
 .PHONY: clean
 clean:  ## remove build/ and caches; .venv and downloaded data stay

@@ -1,8 +1,8 @@
-"""Pipelines: a network cut into stages on several devices, schedules, their timetable, and its numbers.
+"""Pipelines: a network cut into stages, schedules, their timetable, and the numbers they compute.
 
-A schedule says in which order each stage works; `timetable` says when, on given devices and links; `play`
-replays the timetable with real tensors, so that every gradient comes from what was resident at that time.
-Loss and update cost no time, on one device as on many.
+A schedule says in which order each stage works; `timetable` says when, on given devices and links;
+`play` replays the timetable with real tensors, so that every gradient comes from what was there at
+that time. Loss and update cost no time, on one device as on many.
 """
 
 from collections import defaultdict
@@ -41,12 +41,12 @@ class Event(NamedTuple):
     stage: int = 0
 
 
-# ---- stages -----------------------------------------------------------------------------------------
+# ---- stages ---------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
 class Stage:
-    """Consecutive layers that stay on one device; figures per sample, bytes of the tensors' own dtype."""
+    """Consecutive layers on one device; figures per sample, bytes of the tensors' own dtype."""
 
     layers: slice
     params: slice  # of the flat vector
@@ -60,7 +60,7 @@ class Stage:
 
 
 def split(network: Network, cuts: Sequence[int], dtype=torch.float32) -> list[Stage]:
-    """len(cuts) + 1 stages: cuts are the layers that begin a new stage, for example (2, 3) of layers 0 to 3."""
+    """The stages between cuts, which are the layers that begin a new stage: (1, 3) of 4 gives 3."""
     L = len(network.layers)
     edges = (0, *cuts, L)
     if any(a >= b for a, b in pairwise(edges)):
@@ -89,7 +89,7 @@ def split(network: Network, cuts: Sequence[int], dtype=torch.float32) -> list[St
 
 
 def _trace(call, w, inputs):
-    """The outputs, and the bytes autograd keeps for the backward pass, weights aside, each storage once."""
+    """The outputs, and the bytes autograd keeps besides the weights, each storage once."""
     kept = {}
 
     def keep(t):
@@ -104,7 +104,7 @@ def _trace(call, w, inputs):
 
 
 def balanced(network: Network, K: int, speeds: Sequence[float] | None = None) -> tuple[int, ...]:
-    """Cuts into K stages whose slowest is as fast as possible; speeds: of the K devices, in order."""
+    """Cuts into K stages whose slowest is as fast as can be; speeds: of the K devices, in order."""
     work, speeds = [layer.forward + layer.backward for layer in network.layers], speeds or [1.0] * K
     L = len(work)
     if not 1 <= K <= L:
@@ -131,7 +131,7 @@ def micro_batches(B: int, M: int) -> list[int]:
     return [B // M + (m < B % M) for m in range(M)]
 
 
-# ---- schedules --------------------------------------------------------------------------------------
+# ---- schedules ------------------------------------------------------------------------------------
 
 
 def one_by_one(stages: int, micro: int) -> Iterator[Tick]:
@@ -174,11 +174,11 @@ def one_f_one_b(stages: int, micro: int) -> Iterator[Tick]:
 
 
 def bubble(K: int, M: int) -> float:
-    """The idle share of K equal stages with M micro-batches and free links: (K - 1) / (M + K - 1)."""
+    """The idle share of K equal stages with M micro-batches and free links."""
     return (K - 1) / (M + K - 1)
 
 
-# ---- time -------------------------------------------------------------------------------------------
+# ---- time -----------------------------------------------------------------------------------------
 
 
 def timetable(
@@ -192,25 +192,23 @@ def timetable(
     rematerialise: bool = False,
     pure_delay: bool = False,
 ) -> list[Event]:
-    """When everything happens, sorted by start, which is also an order in which the numbers can be replayed.
+    """When everything happens, sorted by start: also an order in which to replay the numbers.
 
-    forward, backward (K, M): s per stage and item. nbytes (K - 1, M): what crosses each cut, in either
-    direction. link(d, e): latency (s) and bandwidth (B/s); None: messages take no time. devices: of the stages.
-    A stage keeps the schedule's order and starts as soon as its device is free and its input is there; it never
-    waits for its own message to get through. A message takes latency + bytes / bandwidth, one at a time from d
-    to e (the next leaves when the last has arrived); with pure_delay they do not hold each other up.
-    rematerialise: each backward is preceded by its forward.
+    forward, backward (K, M): s per stage and item. nbytes (K - 1, M): what crosses each cut, each
+    way. link(d, e): latency (s) and bandwidth (B/s); None: messages take no time. devices: of the
+    stages. A stage keeps the schedule's order and starts when its device is free and its input is
+    there; it need not wait for its own message to get through. A message takes latency +
+    bytes / bandwidth, one at a time from d to e (the next leaves when the last has arrived); with
+    pure_delay they do not hold each other up. rematerialise: each backward follows its forward anew.
     """
-    K = len(forward)
-    devices, todo = range(K) if devices is None else devices, [[] for _ in range(K)]
+    K, todo = len(forward), [[] for _ in forward]
+    devices = range(K) if devices is None else devices
     for tick in ticks:
         for s, op, m in tick:
-            todo[s].append((op, m))
-    todo = [ops[::-1] for ops in todo]  # the next one last
-    ready = {
-        (0, "F", m): 0.0 for op, m in todo[0] if op == "F"
-    }  # when an operation's input is there
-    free, line, events = (
+            todo[s].insert(0, (op, m))  # the next one last
+    ready = {(0, "F", m): 0.0 for m in range(len(forward[0]))}  # when an operation's input is there
+    free, line = defaultdict(float), defaultdict(float)  # when a device, a direction is free
+    events = []
         defaultdict(float),
         defaultdict(float),
         [],
@@ -219,7 +217,7 @@ def timetable(
         next_ = [(s, *ops[-1]) for s, ops in enumerate(todo) if ops and (s, *ops[-1]) in ready]
         if not next_:
             raise UsageError(
-                "the schedule waits for itself: each F needs the stage before, B after"
+                "the schedule waits for itself: F needs the stage before, B the one after"
             )
         start, s = min((max(free[devices[s]], ready[s, op, m]), s) for s, op, m in next_)
         op, m = todo[s].pop()
@@ -244,21 +242,15 @@ def timetable(
     return sorted(events, key=lambda event: event.start)
 
 
-def plan(
-    world,
-    stages: list[Stage],
-    schedule: Schedule,
-    sizes: Sequence[int],
-    *,
-    devices: Sequence[int] | None = None,
-    rematerialise: bool = False,
-    pure_delay: bool = False,
-) -> list[Event]:
-    """The timetable of one mini-batch of micro-batches with so many samples each, on devices of the world."""
+def plan(world, stages, schedule, sizes, *, devices=None, **how) -> list[Event]:
+    """The timetable of one mini-batch, in micro-batches of `sizes` samples, on devices of the world.
+
+    how: rematerialise, pure_delay of `timetable`.
+    """
     devices = list(range(len(stages)) if devices is None else devices)
     if len(devices) != len(stages) or not all(0 <= d < world.n for d in devices):
         raise UsageError(
-            f"devices = {devices} for {len(stages)} stages; name one of the {world.n} for each stage"
+            f"devices = {devices}, for {len(stages)} stages; name one of {world.n} for each stage"
         )
     speed, sizes = world.speed[devices][:, None], np.asarray(sizes)
     return timetable(
@@ -268,9 +260,14 @@ def plan(
         np.outer([stage.output_bytes for stage in stages[:-1]], sizes),
         link=world.link,
         devices=devices,
-        rematerialise=rematerialise,
-        pure_delay=pure_delay,
+        **how,
     )
+
+
+def _operations(events):
+    """[(what, stage, item)] without messages, and the (stage, item) that are computed again."""
+    done = [(e.what, e.stage, e.item) for e in events if e.what != "send"]
+    return done, {(s, m) for what, s, m in done if what == "R"}
 
 
 def peak_memory(stages: list[Stage], sizes: Sequence[int], events: list[Event]) -> np.ndarray:
@@ -279,8 +276,8 @@ def peak_memory(stages: list[Stage], sizes: Sequence[int], events: list[Event]) 
     Messages that wait for their stage are not counted.
     """
     live = 2 * np.array([stage.parameter_bytes for stage in stages])
-    peak, again = live.copy(), {(e.stage, e.item) for e in events if e.what == "R"}
-    for what, s, m in ((e.what, e.stage, e.item) for e in events if e.what != "send"):
+    peak, (operations, again) = live.copy(), _operations(events)
+    for what, s, m in operations:
         saved, inputs = stages[s].saved_bytes * sizes[m], stages[s].input_bytes * sizes[m]
         if what == "F":
             live[s] += inputs if (s, m) in again else saved
@@ -292,44 +289,39 @@ def peak_memory(stages: list[Stage], sizes: Sequence[int], events: list[Event]) 
     return peak
 
 
-# ---- numbers ----------------------------------------------------------------------------------------
+# ---- numbers --------------------------------------------------------------------------------------
 
 
-def play(
-    stages: list[Stage], x: Tensor, batch, sizes: Sequence[int], events: list[Event]
-) -> Tensor:
+def play(stages: list[Stage], x: Tensor, batch, sizes: Sequence[int], events) -> Tensor:
     """(d,): the gradient of the mean cross-entropy, one operation of the timetable after the other.
 
-    batch: images (N, ...), labels (N,). g = sum_m (n_m / N) g_m over the micro-batches. A forward that an R
-    event repeats keeps its input alone. Layers must be deterministic: a random one draws anew in each call.
+    batch: images (N, ...), labels (N,). g = sum_m (n_m / N) g_m over the micro-batches. A forward
+    that an R event repeats keeps its input alone. A random layer (dropout) draws anew each time.
     """
     images, labels = (part.split(list(sizes)) for part in batch)
-    last, N, again = (
-        len(stages) - 1,
-        sum(sizes),
-        {(e.stage, e.item) for e in events if e.what == "R"},
-    )
+    last, N, (operations, again) = len(stages) - 1, len(batch[1]), _operations(events)
     inputs, kept, back, g = {(0, m): a for m, a in enumerate(images)}, {}, {}, torch.zeros_like(x)
 
     def run(s, m, a):
-        """(own weights, input, output), ready for the backward pass; the last stage's output is the loss."""
+        """(weights, input, output) for the backward pass; the last stage's output is the loss."""
         w, a = x[stages[s].params].detach().requires_grad_(), a.detach().requires_grad_(s > 0)
         out = stages[s].call(w, a)
         if s == last:
             out = F.cross_entropy(out, labels[m], reduction="sum") / N
         return w, a, out
 
-    for what, s, m in ((e.what, e.stage, e.item) for e in events if e.what != "send"):
+    for what, s, m in operations:
         if what == "F":
-            kept[s, m] = run(s, m, inputs.pop((s, m)))
+            a = inputs.pop((s, m))
+            kept[s, m] = run(s, m, a)
             inputs[s + 1, m] = kept[s, m][2].detach()
             if (s, m) in again:
-                kept[s, m] = kept[s, m][1].detach()
+                kept[s, m] = a
         elif what == "R":
             kept[s, m] = run(s, m, kept[s, m])
         else:
             w, a, out = kept.pop((s, m))
-            dw, *da = torch.autograd.grad(out, (w, a) if s else (w,), back.pop((s, m), None))
+            dw, *da = torch.autograd.grad(out, (w, a)[: 1 + (s > 0)], back.pop((s, m), None))
             g[stages[s].params] += dw
-            back[s - 1, m] = da[0] if s else None
+            back.update({(s - 1, m): grad for grad in da})
     return g

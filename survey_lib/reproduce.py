@@ -20,8 +20,8 @@ from survey_lib.errors import UsageError
 from survey_lib.evidence import ledger
 from survey_lib.evidence.lab import SCALES, seed_list
 from survey_lib.evidence.store import versions, write_atomic
-from survey_lib.report import summary, survey_table, write
-from survey_lib.tables import TABLES
+from survey_lib.report import effects, summary, survey_table, write
+from survey_lib.tables import TABLES, claim
 
 HERE = Path(__file__).parent.parent
 NOTEBOOKS, RESULTS = HERE / "notebooks", HERE / "results"
@@ -271,9 +271,18 @@ def assemble(out: Path, settings: Settings) -> pd.DataFrame:
         sets = ", ".join(sorted(set(frame[frame["table"] == number]["dataset"]))) or "none yet"
         caption = f"Table {number}. {table.title} Evidence at {settings.scale} scale; data: {sets}."
         write(survey_table(table, frame), out / "tables", f"table{number}", caption)
+    if len(frame):
+        said = f"All evidence at {settings.scale} scale: effects with 95 % intervals over seeds."
+        effects(_with_least(frame), name="evidence", out=out, caption=said)
     write_atomic(out / "manifest.json", json.dumps(manifest(frame, settings), indent=2) + "\n")
     shutil.rmtree(out / "progress", ignore_errors=True)
     return frame
+
+
+def _with_least(frame):
+    """The ledger with each claim's least effect, in the claimed direction."""
+    claims = [claim(m) for m in frame["method"]]
+    return frame.assign(least=[c.least for c in claims], direction=[c.direction for c in claims])
 
 
 def manifest(frame: pd.DataFrame, settings: Settings) -> dict:

@@ -378,7 +378,7 @@ class World:
                 start = self._pause(i, now, self.latency[i] * tries)
                 if what in shared:
                     heappush(events, (start, i, what + " flow"))
-                    waiting[i] = (now, size[what] * tries)
+                    waiting[i] = (now, start, size[what] * tries)
                     return
                 end = self._pause(i, start, size[what] * tries / cap[what][i])
                 self.radio[i] += end - start
@@ -399,7 +399,7 @@ class World:
                 now, i, what = heappop(events)
                 if what.endswith(" flow"):
                     kind = what.removesuffix(" flow")
-                    shared[kind].add(now, i, waiting[i][1], cap[kind][i])
+                    shared[kind].add(now, i, waiting[i][2], cap[kind][i])
                 elif what != "arrive":
                     begin(i, what, now)
                 else:
@@ -412,9 +412,9 @@ class World:
             else:
                 what = soon[1]
                 end, i = shared[what].pop()
-                started = waiting.pop(i)[0]
+                began, started, _ = waiting.pop(i)
                 self.radio[i] += end - started
-                self._note([i], [started], [end - started], what)
+                self._note([i], [began], [end - began], what)
                 heappush(events, (end, i, follow[what]))
 
     def _pick(self, idle):

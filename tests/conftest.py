@@ -29,9 +29,7 @@ def values(method, rounds=3, *, task=None, world=None, **arguments) -> list:
 
 def models(method, rounds=3, **how) -> torch.Tensor:
     """(rounds + 1, ...): the models of `values`."""
-    return torch.stack(
-        [v[0] if isinstance(v, tuple) else v for v in values(method, rounds, **how)]
-    )
+    return torch.stack([v[0] if isinstance(v, tuple) else v for v in values(method, rounds, **how)])
 
 
 def close(a, b, atol=1e-12):
@@ -44,8 +42,8 @@ def same_data(y, n, *key):
 
 
 def exact(W):
-    """W (n, n), symmetric, with rows that sum to 1 in double precision."""
-    W = W.double().fill_diagonal_(0)
+    """Metropolis weights W (n, n) = 1 / (1 + degree) in double precision; rows sum to 1."""
+    W = torch.where(W > 0, 1 / (1 / W.double()).round(), 0.0).fill_diagonal_(0)
     return W + torch.diag(1 - W.sum(1))
 
 

@@ -58,7 +58,9 @@ def test_fedavg_of_one_device_is_minibatch_sgd(network):
     found = models(fedavg, 2, task=task, S=1, B=10, E=2, eta=0.2)
     x = task.init()
     for r in range(2):
-        assert torch.equal(train(task, [0], found[r], eta=0.2, B=10, E=2, seed=(0, r))[0], found[r + 1])
+        assert torch.equal(
+            train(task, [0], found[r], eta=0.2, B=10, E=2, seed=(0, r))[0], found[r + 1]
+        )
         visits = batches(task, 0, (0, r), B=10, E=2)
         assert [len(b) for b in visits] == [10, 10, 10, 10, 3] * 2  # E ceil(n_i / B) steps
         for epoch in (visits[:5], visits[5:]):

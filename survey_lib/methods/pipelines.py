@@ -15,15 +15,15 @@ from survey_lib.pipeline import (
 def gpipe(
     task, world, *, cuts, M, eta, B, rematerialise=False, schedule=fill_drain, devices=None, seed=0
 ):
-    """GPipe: micro-batches through a pipeline, one synchronous update. Huang et al., NeurIPS 2019, section 2.2.
+    """GPipe: micro-batches through a pipeline, one update for all. Huang et al., NeurIPS 2019.
 
     Stage s holds its own layers of x (d,), on devices[s] (default: device s), and nothing else.
-    Per cut of width w: B activations of w numbers forward, as many gradients back = 8Bw B in float32, for any M.
-    cuts: layers that begin a new stage; M: micro-batches of a mini-batch of B samples (they may differ by one
-    sample); rematerialise: keep a stage's input only, and compute its forward again before its backward
-    (the paper's default; off here, so that what it costs can be seen); schedule: the order of each stage.
-    Keeps the gradient of serial SGD: g = sum_m (n_m / B) g_m. M = 1 is naive model parallelism; no cut is
-    gradient accumulation. The paper orders no backward passes among micro-batches; here the last comes first.
+    Per cut of width w, whatever M: activations forward and gradients back, 8Bw B in float32.
+    cuts: layers that begin a new stage; M: micro-batches of a mini-batch of B samples, which may
+    differ by one sample; rematerialise: a stage keeps its input only and computes its forward again
+    before its backward (off here, so that its cost can be seen); schedule: of pipeline.py.
+    Keeps the gradient of serial SGD: g = sum_m (n_m / B) g_m. M = 1 is naive model parallelism;
+    without a cut it is gradient accumulation. The backward passes take the last micro-batch first.
     """
     stages, sizes = split(task.network, cuts, task.dtype), micro_batches(B, M)
     x = task.init()  # (d,)
@@ -35,7 +35,7 @@ def gpipe(
 
 
 def naive_layerwise_mp(task, world, *, cuts, eta, B, devices=None, seed=0):
-    """Naive layer-wise model parallelism: one mini-batch in flight, so that one device works at a time.
+    """Naive layer-wise model parallelism: one mini-batch in flight, one device at work at a time.
     Mayer and Jacobsen, ACM Computing Surveys 53(1), 2020.
 
     Stage s holds its own layers of x (d,), on devices[s] (default: device s), and nothing else.
@@ -48,5 +48,5 @@ def naive_layerwise_mp(task, world, *, cuts, eta, B, devices=None, seed=0):
 
 
 def single_device(task, world, *, eta, B, device=0, seed=0):
-    """Serial SGD on one device, the baseline of model parallelism: a pipeline of one stage, without messages."""
+    """Serial SGD on one device, the baseline of model parallelism: one stage, no messages."""
     yield from naive_layerwise_mp(task, world, cuts=(), eta=eta, B=B, devices=(device,), seed=seed)

@@ -2,13 +2,13 @@
 devices. Prints medians of 5 rounds, client steps per second, and percent of this machine's sgemm rate. One core.
 """
 
-import resource
 import statistics
 import subprocess
 import sys
 import time
 
 import numpy as np
+import psutil
 import torch
 from torch import nn
 
@@ -55,7 +55,9 @@ def sgemm() -> float:
 def engine() -> None:
     peak = sgemm()
     print(f"sgemm {peak / 1e9:.0f} GFLOP/s on one core, torch {torch.__version__}")
-    print(f"{'workload':16} {'loop s':>8} {'ours s':>8} {'ratio':>6} {'steps/s':>8} {'% sgemm':>8} {'accuracies':>14}")
+    print(
+        f"{'workload':16} {'loop s':>8} {'ours s':>8} {'ratio':>6} {'steps/s':>8} {'% sgemm':>8} {'accuracies':>14}"
+    )
     for name, (network, n, S, B) in WORKLOADS.items():
         task = Task("fashion_mnist", n=n, network=network)
         x, seconds = task.init(), {"loop": [], "ours": []}
@@ -72,11 +74,13 @@ def engine() -> None:
         steps = task.steps(chosen, B=B, E=1).sum() / mine
         share = steps * 3 * task.network.flops * B / peak
         same = [task.evaluate(Y.mean(0, keepdim=True))[0][0] for Y in (theirs, ours)]
-        print(f"{name:16} {loop:8.4f} {mine:8.4f} {loop / mine:6.2f} {steps:8.0f} {share:8.1%} {same[0]:7.3f} {same[1]:6.3f}")
+        print(
+            f"{name:16} {loop:8.4f} {mine:8.4f} {loop / mine:6.2f} {steps:8.0f} {share:8.1%} {same[0]:7.3f} {same[1]:6.3f}"
+        )
 
 
 def registered(n: int) -> None:
-    """Peak memory of this process after 5 rounds of 100 out of n registered devices."""
+    """Memory (MB) of this process after 5 rounds of 100 out of n registered devices."""
     from survey_lib.methods.server_sync import fedavg
     from survey_lib.world import World
 
@@ -84,7 +88,7 @@ def registered(n: int) -> None:
     method = fedavg(task, World(n), S=100, B=10, E=1, eta=ETA)
     for _ in range(6):
         next(method)
-    print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
+    print(psutil.Process().memory_info().rss / 2**20)
 
 
 def memory() -> None:
@@ -92,7 +96,7 @@ def memory() -> None:
     for n in (1000, 100_000):
         call = [sys.executable, __file__, str(n)]
         used[n] = float(subprocess.run(call, check=True, capture_output=True, text=True).stdout)
-        print(f"{n:7} registered devices, 100 a round: {used[n]:.0f} MB at most")
+        print(f"{n:7} registered devices, 100 a round: {used[n]:.0f} MB")
     print(f"difference {used[100_000] - used[1000]:.0f} MB")
 
 

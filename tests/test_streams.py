@@ -1,0 +1,103 @@
+"""Keyed random numbers: equal keys agree, unlike keys are independent, no draw depends on another."""
+
+import numpy as np
+import pytest
+
+from survey_lib.streams import stream, uniform
+
+KEYS = [(), (0,), (1,), (0, 0), (0, "batch"), ("batch", 0), (0, "batch", 1), ("0",), (0.0,), (-1,)]
+
+
+def test_equal_keys_give_equal_numbers():
+    for key in KEYS:
+        np.testing.assert_array_equal(stream(*key).random(50), stream(*key).random(50))
+        np.testing.assert_array_equal(uniform(np.arange(9), *key), uniform(np.arange(9), *key))
+
+
+def test_unlike_keys_give_unlike_numbers():
+    for draw in (lambda key: stream(*key).random(4), lambda key: uniform(np.arange(4), *key)):
+        seen = {tuple(draw(key)) for key in KEYS}
+        assert len(seen) == len(KEYS)
+
+
+def test_numpy_scalars_tuples_and_lists_stand_for_their_values():
+    want = stream((3, 7), "batch", 2).random(4)
+    np.testing.assert_array_equal(stream((np.int64(3), 7), "batch", np.int32(2)).random(4), want)
+    np.testing.assert_array_equal(stream([3, 7], np.str_("batch"), 2).random(4), want)
+    assert not (stream(3, 7, "batch", 2).random(4) == want).any()  # nesting is part of the key
+
+
+def test_numbers_are_the_same_on_every_machine():
+    """Pinned: a machine or NumPy version that differs would change every result."""
+    np.testing.assert_array_equal(stream(0, "batch", 1).integers(1000, size=6), PINNED_INTEGERS)
+    np.testing.assert_allclose(uniform(np.arange(3), 0, "speed"), PINNED_UNIFORM, rtol=0, atol=1e-15)
+
+
+PINNED_INTEGERS = []
+PINNED_UNIFORM = []
+
+
+def test_streams_leave_the_global_generator_alone():
+    np.random.seed(5)  # noqa: NPY002
+    want = np.random.random(3)  # noqa: NPY002
+    np.random.seed(5)  # noqa: NPY002
+    stream("a").random(10)
+    uniform(np.arange(10), "a")
+    np.testing.assert_array_equal(np.random.random(3), want)  # noqa: NPY002
+
+
+def test_neighbouring_streams_are_uncorrelated():
+    X = np.stack([stream(0, "batch", r, i).random(400) for r in range(8) for i in range(8)])
+    off = np.corrcoef(X)[np.triu_indices(64, 1)]
+    assert np.abs(off).max() < 5 / np.sqrt(400)
+    assert off.std() == pytest.approx(1 / np.sqrt(400), rel=0.1)
+
+
+def test_uniform_is_uniform():
+    m = 400_000
+    u = uniform(np.arange(m), 3, "down", 17)
+    assert 0 < u.min() and u.max() < 1
+    sd = np.sqrt(1 / 12)  # of a uniform number; the fourth central moment is 1 / 80
+    assert u.mean() == pytest.approx(1 / 2, abs=4 * sd / np.sqrt(m))
+    assert u.var() == pytest.approx(1 / 12, abs=4 * np.sqrt((1 / 80 - 1 / 144) / m))
+    counts = np.bincount((u * 256).astype(int), minlength=256)
+    chi2 = ((counts - m / 256) ** 2 / (m / 256)).sum()
+    assert abs(chi2 - 255) < 4 * np.sqrt(2 * 255)
+    low_bits = np.bincount((u * 2**40).astype(np.int64) % 16, minlength=16)
+    assert ((low_bits - m / 16) ** 2 / (m / 16)).sum() < 15 + 5 * np.sqrt(30)
+
+
+@pytest.mark.parametrize("lag", [1, 2, 3, 20, 1000])
+def test_uniform_of_neighbouring_ids_is_uncorrelated(lag):
+    u = uniform(np.arange(200_000), 0, "jitter", 1)
+    assert abs(np.corrcoef(u[:-lag], u[lag:])[0, 1]) < 4 / np.sqrt(len(u))
+
+
+def test_uniform_of_neighbouring_keys_is_uncorrelated():
+    U = np.stack([uniform(np.arange(20_000), 0, "down", r) for r in range(12)])
+    off = np.corrcoef(U)[np.triu_indices(12, 1)]
+    assert np.abs(off).max() < 4.5 / np.sqrt(20_000)
+
+
+def test_uniform_depends_on_its_own_id_only():
+    whole = uniform(np.arange(1000), 4)
+    some = stream("which").permutation(1000)[:100]
+    np.testing.assert_array_equal(uniform(some, 4), whole[some])
+    np.testing.assert_array_equal(uniform(some.astype(np.int32), 4), whole[some])
+    assert uniform(np.array([10**12]), 4)[0] != uniform(np.array([10**12 + 1]), 4)[0]
+
+
+@pytest.mark.parametrize("word", [2**64 - 1, 2**64 - 2**10, 0])
+def test_uniform_stays_inside_the_unit_interval_at_the_extremes(word):
+    """The mixing is a bijection of 64-bit words: run backwards, it finds the id whose word is extreme."""
+    key = ("edge",)
+    shift = _salt(key)
+    for salt in (0, shift):
+        for s, factor in ((31, None), (27, 0x94D049BB133111EB), (30, 0xBF58476D1CE4E5B9)):
+            if factor is not None:
+                word = word * pow(factor, -1, 2**64) % 2**64
+            for t in range(s, 64, s):  # undoes w ^ (w >> s), whose powers of two vanish beyond 64 bits
+                word ^= word >> t if t == s else 0
+            word = _unshift(word, s)
+        word = (word - salt) % 2**64
+    raise NotImplementedError

@@ -41,9 +41,6 @@ class Event(NamedTuple):
     stage: int = 0
 
 
-# ---- stages ---------------------------------------------------------------------------------------
-
-
 @dataclass(frozen=True)
 class Stage:
     """Consecutive layers on one device; figures per sample, bytes of the tensors' own dtype."""
@@ -69,21 +66,11 @@ def split(network: Network, cuts: Sequence[int], dtype=torch.float32) -> list[St
     for a, b in pairwise(edges):
         own, call = network.layers[a:b], network.stage(a, b)
         params = slice(own[0].params.start, own[-1].params.stop)
+        forward, backward = (sum(getattr(v, k) for v in own) for k in ("forward", "backward"))
         w = torch.zeros(params.stop - params.start, dtype=dtype)
         outputs, saved = _trace(call, w, inputs)
-        stages.append(
-            Stage(
-                layers=slice(a, b),
-                params=params,
-                call=call,
-                forward=sum(layer.forward for layer in own),
-                backward=sum(layer.backward for layer in own),
-                parameter_bytes=w.nbytes,
-                input_bytes=inputs.nbytes,
-                output_bytes=outputs.nbytes,
-                saved_bytes=saved,
-            )
-        )
+        weighed = w.nbytes, inputs.nbytes, outputs.nbytes, saved
+        stages.append(Stage(slice(a, b), params, call, forward, backward, *weighed))
         inputs = outputs
     return stages
 
@@ -105,8 +92,8 @@ def _trace(call, w, inputs):
 
 def balanced(network: Network, K: int, speeds: Sequence[float] | None = None) -> tuple[int, ...]:
     """Cuts into K stages whose slowest is as fast as can be; speeds: of the K devices, in order."""
-    work, speeds = [layer.forward + layer.backward for layer in network.layers], speeds or [1.0] * K
-    L = len(work)
+    work = [layer.forward + layer.backward for layer in network.layers]
+    L, speeds = len(work), [1.0] * K if speeds is None else speeds
     if not 1 <= K <= L:
         raise UsageError(f"K = {K} stages of {L} layers; choose K from 1 to {L}")
     if len(speeds) != K:
@@ -129,9 +116,6 @@ def micro_batches(B: int, M: int) -> list[int]:
     if not 1 <= M <= B:
         raise UsageError(f"M = {M} micro-batches of B = {B} samples; choose M from 1 to {B}")
     return [B // M + (m < B % M) for m in range(M)]
-
-
-# ---- schedules ------------------------------------------------------------------------------------
 
 
 def one_by_one(stages: int, micro: int) -> Iterator[Tick]:
@@ -178,19 +162,16 @@ def bubble(K: int, M: int) -> float:
     return (K - 1) / (M + K - 1)
 
 
-# ---- time -----------------------------------------------------------------------------------------
-
-
 def timetable(
     ticks: Iterable[Tick],
-    forward: np.ndarray,
-    backward: np.ndarray,
-    nbytes: np.ndarray | None = None,
+    forward,
+    backward,
+    nbytes=None,
     *,
-    link: Callable[[int, int], tuple[float, float]] | None = None,
-    devices: Sequence[int] | None = None,
-    rematerialise: bool = False,
-    pure_delay: bool = False,
+    link=None,
+    devices=None,
+    rematerialise=False,
+    pure_delay=False,
 ) -> list[Event]:
     """When everything happens, sorted by start: also an order in which to replay the numbers.
 
@@ -199,7 +180,7 @@ def timetable(
     stages. A stage keeps the schedule's order and starts when its device is free and its input is
     there; it need not wait for its own message to get through. A message takes latency +
     bytes / bandwidth, one at a time from d to e (the next leaves when the last has arrived); with
-    pure_delay they do not hold each other up. rematerialise: each backward follows its forward anew.
+    pure_delay they do not hold each other up. rematerialise: forward again before each backward.
     """
     K, todo = len(forward), [[] for _ in forward]
     devices = range(K) if devices is None else devices
@@ -209,16 +190,10 @@ def timetable(
     ready = {(0, "F", m): 0.0 for m in range(len(forward[0]))}  # when an operation's input is there
     free, line = defaultdict(float), defaultdict(float)  # when a device, a direction is free
     events = []
-        defaultdict(float),
-        defaultdict(float),
-        [],
-    )  # line: when a direction is free
     while any(todo):
         next_ = [(s, *ops[-1]) for s, ops in enumerate(todo) if ops and (s, *ops[-1]) in ready]
         if not next_:
-            raise UsageError(
-                "the schedule waits for itself: F needs the stage before, B the one after"
-            )
+            raise UsageError("a deadlocked schedule: F needs the stage before, B the one after")
         start, s = min((max(free[devices[s]], ready[s, op, m]), s) for s, op, m in next_)
         op, m = todo[s].pop()
         d, now = devices[s], start
@@ -243,7 +218,7 @@ def timetable(
 
 
 def plan(world, stages, schedule, sizes, *, devices=None, **how) -> list[Event]:
-    """The timetable of one mini-batch, in micro-batches of `sizes` samples, on devices of the world.
+    """The timetable of one mini-batch, in micro-batches of `sizes` samples, in the world.
 
     how: rematerialise, pure_delay of `timetable`.
     """
@@ -289,9 +264,6 @@ def peak_memory(stages: list[Stage], sizes: Sequence[int], events: list[Event]) 
     return peak
 
 
-# ---- numbers --------------------------------------------------------------------------------------
-
-
 def play(stages: list[Stage], x: Tensor, batch, sizes: Sequence[int], events) -> Tensor:
     """(d,): the gradient of the mean cross-entropy, one operation of the timetable after the other.
 
@@ -323,5 +295,6 @@ def play(stages: list[Stage], x: Tensor, batch, sizes: Sequence[int], events) ->
             w, a, out = kept.pop((s, m))
             dw, *da = torch.autograd.grad(out, (w, a)[: 1 + (s > 0)], back.pop((s, m), None))
             g[stages[s].params] += dw
-            back.update({(s - 1, m): grad for grad in da})
+            if s:
+                back[s - 1, m] = da[0]
     return g

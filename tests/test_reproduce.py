@@ -35,7 +35,8 @@ def book(*sources, name="01_small", parameters=PARAMETERS, sentinel=True):
     cells += [new_code_cell(s) for s in sources]
     if sentinel:
         cells.append(new_code_cell(f'"{name}: finished, 0 methods with evidence"'))
-    return new_notebook(cells=cells)
+    kernel = dict(name="python3", language="python", display_name="Python 3")
+    return new_notebook(cells=cells, metadata={"kernelspec": kernel})
 
 
 @pytest.fixture

@@ -103,7 +103,14 @@ class Lab:
         return best
 
     def record(
-        self, method: str, runs: pd.DataFrame, value: Callable, *, baseline: str, data: str, label: str = ""
+        self,
+        method: str,
+        runs: pd.DataFrame,
+        value: Callable,
+        *,
+        baseline: str,
+        data: str,
+        label: str = "",
     ) -> "Verdict":
         """The verdict on a method's claim, from the runs labelled `label` (default: the method) against those
         labelled `baseline`; its line goes into the ledger. value: one run's history -> the claim's metric."""

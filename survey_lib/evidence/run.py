@@ -117,3 +117,8 @@ def reach(history: pd.DataFrame, target: float, column: str = "round") -> float:
     flatters whoever did not arrive: a claim to arrive sooner is then understated by its baseline."""
     there = history[history["accuracy"] >= target]
     return float((there if len(there) else history.tail(1))[column].iloc[0])
+
+
+def per_round(history: pd.DataFrame, column: str = "clock") -> float:
+    """What a round costs: the last value of a column that adds up, divided by the rounds."""
+    return float(history[column].iloc[-1] / history["round"].iloc[-1])

@@ -30,8 +30,9 @@ def d_psgd(task, world, *, W, eta, B, adapt_first=False, seed=0):
 
     X (n, d), one model per device; W (n, n) doubly stochastic. X <- W X - eta G(X), the gradient at the model
     before mixing. adapt_first: X <- W (X - eta G(X)), "adapt then combine". Per device: deg_i models sent.
-    Keeps mean_i x_i - eta mean_i g_i; W = J is AllReduce-SGD. Where a message is lost, the receiver uses its
-    own model in its place; a device that is off does nothing.
+    The mean model moves by -eta mean_i g_i(x_i), for any doubly stochastic W; with W = J and adapt_first it is
+    AllReduce-SGD. Where a message is lost, the receiver uses its own model in its place; a device that is off
+    does nothing.
     """
     X = task.init().repeat(task.n, 1)  # (n, d)
     W = W.to(X.dtype)

@@ -2,14 +2,7 @@
 
 import itertools
 
-from survey_lib.pipeline import (
-    fill_drain,
-    micro_batches,
-    one_by_one,
-    plan,
-    play,
-    split,
-)
+from survey_lib.pipeline import fill_drain, micro_batches, one_by_one, plan, play, split
 
 
 def gpipe(

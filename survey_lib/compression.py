@@ -1,8 +1,8 @@
 """Compressors of the rows of a matrix. Each returns (what is sent, what the receiver makes of it).
 
-A compressor is a function (V (n, d), *key) -> (sent, dense): `sent` is a tuple of tensors with n leading rows,
-from which the world weighs the bytes; `dense` (n, d) is the receiver's reconstruction.
-Quality omega: E||Q(v) - v||^2 <= (1 - omega) ||v||^2.
+A compressor is a function (V (n, d), *key) -> (sent, dense): `sent` is a tuple of tensors with n
+leading rows, from which the world weighs the bytes; `dense` (n, d) is the receiver's
+reconstruction. Quality omega: E||Q(v) - v||^2 <= (1 - omega) ||v||^2.
 """
 
 from collections.abc import Callable
@@ -23,7 +23,8 @@ def identity(V: Tensor, *key) -> tuple[tuple[Tensor, ...], Tensor]:
 
 
 def top_k(fraction: float) -> Compressor:
-    """The k = fraction d entries of largest magnitude, 8 bytes each (4 index, 4 value); omega >= k / d."""
+    """The k = fraction d entries of largest magnitude, 8 bytes each (4 index, 4 value); omega >= k
+    / d."""
     return partial(_top_k, fraction=_share(fraction))
 
 

@@ -1,4 +1,4 @@
-"""Errors that a user can mend: one line that says what was wrong, what was expected and what to do."""
+"""Errors that a user can mend: one line with what was wrong, what was expected, what to do."""
 
 
 class UsageError(ValueError):

@@ -1,8 +1,9 @@
-"""Messages as fluid flows that share access links max-min fairly: the model of flow-level network simulators.
+"""Messages as fluid flows that share access links max-min fairly: the model of flow-level network
+simulators.
 
-A flow leaves a sender's uplink and enters a receiver's downlink. At any instant the rates are max-min fair
-over these links (Bertsekas and Gallager, Data Networks, section 6.5.2). Sizes in bytes, capacities in B/s,
-times in s.
+A flow leaves a sender's uplink and enters a receiver's downlink. At any instant the rates are
+max-min fair over these links (Bertsekas and Gallager, Data Networks, section 6.5.2). Sizes in
+bytes, capacities in B/s, times in s.
 """
 
 import heapq
@@ -13,9 +14,9 @@ import numpy as np
 def finish_times(src, dst, size, start, up, down) -> np.ndarray:
     """(m,) when each of m flows is through.
 
-    src, dst (m,): sender and receiver. size, start (m,). up, down: capacity per node. Flows that share no
-    link have size / min(up, down); a star costs O(m log m); anything else is filled progressively at every
-    start and end.
+    src, dst (m,): sender and receiver. size, start (m,). up, down: capacity per node. Flows that
+    share no link have size / min(up, down); a star costs O(m log m); anything else is filled
+    progressively at every start and end.
     """
     src, dst, size, start = (np.asarray(a) for a in (src, dst, size, start))
     if len(size) == 0:
@@ -55,9 +56,9 @@ def _star(capacity, caps, size, start):
 class SharedLink:
     """One link shared max-min fairly by flows with caps of their own, as they come and go.
 
-    Flows below the fair share run at their cap; the others all run at the same rate, the level. V is what a
-    flow at the level has been served since the beginning, so that such a flow is through when V reaches its
-    tag, whatever happens to the level meanwhile.
+    Flows below the fair share run at their cap; the others all run at the same rate, the level. V
+    is what a flow at the level has been served since the beginning, so that such a flow is through
+    when V reaches its tag, whatever happens to the level meanwhile.
     """
 
     def __init__(self, capacity: float):

@@ -91,9 +91,10 @@ def _dirichlet_client(y, n, *key, alpha):
         q = rng.dirichlet(alpha * len(labels) * prior)
         part = []
         for _ in range((i + 1) * len(y) // n - i * len(y) // n):
-            q = np.where([len(p) > 0 for p in pools], q, 0.0)
-            if q.sum() <= 0:
-                q = np.array([len(p) for p in pools], float)
+            left = np.array([len(p) > 0 for p in pools])
+            q = np.where(left, q, 0.0)
+            if q.sum() <= 0:  # the rest underflowed: renormalised it is a Dirichlet draw again
+                q[left] = rng.dirichlet((alpha * len(labels) * prior)[left])
             k = rng.choice(len(labels), p=q / q.sum())
             part.append(pools[k].pop())
         parts.append(np.array(part))

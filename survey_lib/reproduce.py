@@ -1,4 +1,5 @@
-"""Run the notebooks headlessly, judge each run, write what they regenerate, compare it with what is published."""
+"""Run the notebooks headlessly, judge each run, write what they regenerate, compare it with what is
+published."""
 
 import json
 import os
@@ -15,6 +16,7 @@ import nbformat
 import pandas as pd
 import papermill
 from filelock import FileLock, Timeout
+from traitlets.config import Config
 
 from survey_lib import data
 from survey_lib.errors import UsageError
@@ -26,12 +28,14 @@ from survey_lib.tables import TABLES, claim
 
 HERE = Path(__file__).parent.parent
 NOTEBOOKS, RESULTS = HERE / "notebooks", HERE / "results"
+# kernels are reached over sockets of the file system where there are such, not over TCP
+PRIVATE = Config(KernelManager={"transport": "ipc"} if os.name == "posix" else {})
 
 
 @dataclass(frozen=True)
 class Settings:
-    """What `make reproduce` is given. only: a prefix of notebook names, "" for all. seeds, dataset: "" for each
-    scale's own. out: "" for build, build/quick, or build/DATASET."""
+    """What `make reproduce` is given. only: a prefix of notebook names, "" for all. seeds, dataset:
+    "" for each scale's own. out: "" for build, build/quick, or build/DATASET."""
 
     scale: str = "full"
     only: str = ""
@@ -104,7 +108,7 @@ def reproduce(settings: Settings) -> int:
 def _reproduce(paths, settings, out):
     minutes, failures = _run_all(paths, settings, out)
     frame = assemble(out, settings)
-    for number, table in TABLES.items():
+    for table in TABLES.values():
         if table.notebook in minutes:
             spent = f"{minutes[table.notebook]:.1f} minutes (notebook {table.notebook[:2]})"
             print(f"{summary(table, frame)}; {spent}")
@@ -139,8 +143,8 @@ def _run_all(paths, settings, out):
 
 
 def execute(path: Path, settings: Settings, out: Path, jobs: int = 1) -> str:
-    """Run one notebook; "" if it is whole, else one line that says what went wrong. The executed notebook is written
-    to OUT/notebooks, or to OUT/failed when it is not whole."""
+    """Run one notebook; "" if it is whole, else one line that says what went wrong. The executed
+    notebook is written to OUT/notebooks, or to OUT/failed when it is not whole."""
     parameters = dict(
         scale=settings.scale,
         seeds=settings.seeds,
@@ -150,7 +154,9 @@ def execute(path: Path, settings: Settings, out: Path, jobs: int = 1) -> str:
     )
     unknown = set(parameters) - set(papermill.inspect_notebook(str(path)))
     if unknown:
-        return f"{path.stem}: its parameters cell lacks {', '.join(sorted(unknown))}; papermill would ignore them"
+        return (
+            f"{path.stem}: its parameters cell lacks {', '.join(sorted(unknown))}; add them there"
+        )
     for line in (out / "evidence").glob("*.json"):
         if json.loads(line.read_text())["notebook"] == path.stem:
             line.unlink()
@@ -165,6 +171,7 @@ def execute(path: Path, settings: Settings, out: Path, jobs: int = 1) -> str:
             kernel_name="python3",
             cwd=str(path.parent),
             progress_bar=False,
+            config=PRIVATE,
         )
     except Exception as failure:  # a cell that raises, a kernel that dies, a disk that is full
         error = (
@@ -188,8 +195,8 @@ def execute(path: Path, settings: Settings, out: Path, jobs: int = 1) -> str:
 
 
 def judge(notebook, name: str) -> str:
-    """ "" if every code cell ran, in order, without error, and the closing sentinel is there; else what is wrong. A
-    notebook whose kernel was killed looks complete otherwise."""
+    """ "" if every code cell ran, in order, without error, and the closing sentinel is there; else
+    what is wrong. A notebook whose kernel was killed looks complete otherwise."""
     cells = [c for c in notebook.cells if c.cell_type == "code" and c.source.strip()]
     for k, cell in enumerate(cells, 1):
         if any(o.output_type == "error" for o in cell.outputs):
@@ -216,7 +223,8 @@ def _under_way(out):
 
 
 def clean(notebook, keep_counts=False):
-    """Without what differs from run to run: dates, host seconds, execution counts, what papermill injected."""
+    """Without what differs from run to run: dates, host seconds, execution counts, what papermill
+    injected."""
     notebook.metadata.pop("papermill", None)
     notebook.metadata.pop("widgets", None)
     notebook.metadata["language_info"] = {"name": "python"}
@@ -305,7 +313,8 @@ def manifest(frame: pd.DataFrame, settings: Settings) -> dict:
 
 
 def verify(out: Path, only: str = "") -> int:
-    """Compare `out` with the published results; prints one line per deviation. The number of deviations."""
+    """Compare `out` with the published results; prints one line per deviation. The number of
+    deviations."""
     for folder in (out, RESULTS):
         if not (folder / "evidence.csv").exists():
             raise UsageError(f"{folder / 'evidence.csv'} is not there; run `make reproduce` first")
@@ -328,13 +337,15 @@ def verify(out: Path, only: str = "") -> int:
 
 
 def publish(out: Path) -> None:
-    """Make `out` the published results: ledger, tables, figures, manifest, the notebooks' outputs, the README's table."""
+    """Make `out` the published results: ledger, tables, figures, manifest, the notebooks' outputs,
+    the README's table."""
     if not (out / "manifest.json").exists():
         raise UsageError(f"{out} has no finished run; run `make reproduce` first")
     state = json.loads((out / "manifest.json").read_text())
     if state["scale"] != "full" or not {"digits", "fashion_mnist"} >= set(state["data"]):
         raise UsageError(
-            f"{out} holds {state['scale']} results on {', '.join(state['data'])}; only full ones are published"
+            f"{out} holds {state['scale']} results on {', '.join(state['data'])}; "
+            "only full ones are published"
         )
     missing = [p.stem for p in notebooks() if not (out / "notebooks" / p.name).exists()]
     if missing:
@@ -370,8 +381,7 @@ def evidence_markdown() -> str:
     ]
     for e in frame.itertuples():
         effect = effect_text(e.effect, *sorted((e.ci_low, e.ci_high)), e.unit)
-        rows.append(
-            f"| {e.table}, {e.row} | `{e.method}` | {e.baseline} | {e.metric} | {effect} | **{e.verdict}** |"
-        )
+        cells = (f"{e.table}, {e.row}", f"`{e.method}`", e.baseline, e.metric, effect)
+        rows.append(f"| {' | '.join(cells)} | **{e.verdict}** |")
     counts = [f"- {summary(table, frame)}" for table in TABLES.values()]
     return "\n".join([*rows, "", *counts, ""])

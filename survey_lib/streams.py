@@ -1,4 +1,4 @@
-"""Random numbers keyed by what they are for, so that no draw depends on the order of other draws."""
+"""Random numbers keyed by what they are for: no draw depends on the order of other draws."""
 
 import hashlib
 
@@ -23,7 +23,8 @@ def _plain(key):
 
 
 def uniform(ids: np.ndarray, *key) -> np.ndarray:
-    """One uniform number in (0, 1) per id, which depends on the key and that id only: many keyed draws at once.
+    """One uniform number in (0, 1) per id, which depends on the key and that id only: many keyed
+    draws at once.
 
     The mixing function is SplitMix64 (Steele, Lea, Flood, OOPSLA 2014).
     """

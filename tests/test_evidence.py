@@ -10,6 +10,7 @@ import torch
 from survey_lib.errors import Diverged, UsageError
 from survey_lib.evidence import Case, final, judge, reach, run, sweep, tune
 from survey_lib.evidence import ledger as ledgers
+from survey_lib.evidence import store
 from survey_lib.evidence.lab import Lab, seed_list
 from survey_lib.evidence.store import Store, canonical, source_hash, write_atomic
 from survey_lib.evidence.sweep import describe
@@ -121,20 +122,16 @@ def test_the_key_knows_every_part_of_a_run():
         "world": Case(fedavg, SMALL.arguments, SMALL.task, dict(loss=0.1), SMALL.until),
         "until": Case(fedavg, SMALL.arguments, SMALL.task, SMALL.world, dict(rounds=4)),
     }
-    store = Store("unused")
-    seen = [store.key(describe(c, 0)) for c in keys.values()] + [store.key(describe(SMALL, 1))]
+    shelf = Store("unused")
+    seen = [shelf.key(describe(c, 0)) for c in keys.values()] + [shelf.key(describe(SMALL, 1))]
     assert len(set(seen)) == len(seen)
-    assert store.key(describe(SMALL.but(eta=0.1), 0)) == seen[0]
+    assert shelf.key(describe(SMALL.but(eta=0.1), 0)) == seen[0]
 
 
 def test_the_source_hash_follows_calls_within_the_methods(monkeypatch):
     before = source_hash(fedprox), source_hash(fedsgd)
-    monkeypatch.setattr(
-        "survey_lib.evidence.store._source",
-        lambda f, old=__import__("survey_lib.evidence.store", fromlist=["_source"])._source: (
-            old(f) + ("# changed" if f is fedavg else "")
-        ),
-    )
+    old = store._source
+    monkeypatch.setattr(store, "_source", lambda f: old(f) + "# changed" * (f is fedavg))
     source_hash.cache_clear()
     after = source_hash(fedprox), source_hash(fedsgd)
     source_hash.cache_clear()

@@ -107,7 +107,7 @@ def id_of(word, salt):
 
 @pytest.mark.parametrize("word", [2**64 - 1, 2**64 - 2**11, 2**63, 2**11, 0])
 def test_uniform_stays_inside_the_unit_interval_at_the_extremes(word):
-    """The mixing is a bijection of 64-bit words; run backwards it finds the id whose word is extreme."""
+    """The mixing is a bijection of words; run backwards it finds the id whose word is extreme."""
     salt = int.from_bytes(hashlib.blake2b(b"('edge',)", digest_size=8).digest(), "little")
     (u,) = uniform(np.array([id_of(word, salt)], np.uint64), "edge")
     assert u == pytest.approx(word / 2**64, abs=1e-15)

@@ -1,4 +1,4 @@
-"""What a notebook works with: its scale, seeds and folders, and from runs to a line in the ledger."""
+"""What a notebook works with: its scale, seeds and folders, and the way from runs to the ledger."""
 
 import os
 from collections.abc import Callable
@@ -40,9 +40,10 @@ def seed_list(text: str) -> list[int]:
 class Lab:
     """One notebook's session.
 
-    notebook: its name. scale: "quick" (digits, fewer seeds and rounds) or "full" (published). seeds: "" for the
-    scale's own (0-2 quick, 0-9 full). dataset: "" for the experiments' own, or any name for data.load, which
-    then replaces it everywhere. out: folder of the results. jobs: processes.
+    notebook: its name. scale: "quick" (digits, fewer seeds and rounds) or "full" (published).
+    seeds: "" for the scale's own (0-2 quick, 0-9 full). dataset: "" for the experiments' own, or
+    any name for data.load, which then replaces it everywhere. out: folder of the results. jobs:
+    processes.
     """
 
     def __init__(self, notebook, *, scale="quick", seeds="", dataset="", out="../build", jobs=1):
@@ -68,12 +69,13 @@ class Lab:
         return quick if self.scale == "quick" else full
 
     def data(self, full: str = "digits") -> str:
-        """The data set of an experiment: the user's, else digits at quick scale and `full` at full scale."""
+        """The data set of an experiment: the user's, else digits at quick scale and `full` at full
+        scale."""
         return self.dataset or self.pick(quick="digits", full=full)
 
     def target(self, data: str, **known: float) -> float:
-        """The target accuracy of an experiment: `known` for its data set; for a user's own data, 95 % of what an
-        MLP of 64 units reaches on all of it in 10 epochs."""
+        """The target accuracy of an experiment: `known` for its data set; for a user's own data, 95
+        % of what an MLP of 64 units reaches on all of it in 10 epochs."""
         return known.get(data) or 0.95 * _reference(data)
 
     def samples(self, wanted: int, data: str) -> int:
@@ -89,7 +91,8 @@ class Lab:
     def tune(
         self, name: str, case: Case, grid: dict, value: Callable, *, largest: bool = True
     ) -> Case:
-        """The case with the best arguments of a grid, on seeds of their own; the grid is kept under OUT/tuning."""
+        """The case with the best arguments of a grid, on seeds of their own; the grid is kept under
+        OUT/tuning."""
         how = dict(out=self.out, jobs=self.jobs, title=f"tuning {name}")
         best, table = tune(
             case,
@@ -112,8 +115,9 @@ class Lab:
         data: str,
         label: str = "",
     ) -> "Verdict":
-        """The verdict on a method's claim, from the runs labelled `label` (default: the method) against those
-        labelled `baseline`; its line goes into the ledger. value: one run's history -> the claim's metric."""
+        """The verdict on a method's claim, from the runs labelled `label` (default: the method)
+        against those labelled `baseline`; its line goes into the ledger. value: one run's history
+        -> the claim's metric."""
         values = {}
         for name in (label or method, baseline):
             chosen = runs[runs["label"] == name]
@@ -144,7 +148,7 @@ class Lab:
         return ledger.read(self.out)
 
     def finish(self, rooms: list[str]) -> str:
-        """The closing sentinel: raises unless every method of `rooms` has its line; else says so."""
+        """The closing sentinel: raises unless every method of `rooms` has its line."""
         found = set(self.ledger()["method"])
         missing = [m for m in rooms if m not in found]
         if missing:

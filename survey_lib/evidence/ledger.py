@@ -1,4 +1,5 @@
-"""The ledger: one line of evidence per (table, row, method), and what is compared with the published one."""
+"""The ledger: one line of evidence per (table, row, method), and what is compared with the
+published one."""
 
 import json
 from pathlib import Path
@@ -9,7 +10,10 @@ from survey_lib.evidence.store import write_atomic
 from survey_lib.evidence.verdict import Effect
 from survey_lib.tables import TABLES, claim, find
 
-COLUMNS = "table row ref method claim baseline metric unit effect ci_low ci_high seeds verdict dataset scale notebook".split()
+COLUMNS = (
+    "table row ref method claim baseline metric unit effect ci_low ci_high seeds verdict".split()
+    + "dataset scale notebook".split()
+)
 
 
 def line(method: str, effect: Effect, *, dataset: str, scale: str, notebook: str) -> dict:
@@ -65,8 +69,9 @@ def _all():
 
 
 def compare(fresh: pd.DataFrame, published: pd.DataFrame, same_machine: bool) -> list[str]:
-    """One sentence per deviation of a fresh ledger from the published one: a line that is missing or new, another
-    verdict, an effect outside the published interval; on the same machine and versions, any other bit."""
+    """One sentence per deviation of a fresh ledger from the published one: a line that is missing
+    or new, another verdict, an effect outside the published interval; on the same machine and
+    versions, any other bit."""
     key = ["table", "row", "method"]
     both = published.merge(fresh, on=key, how="outer", suffixes=("", "_new"), indicator=True)
     deviations = []

@@ -1,4 +1,5 @@
-"""Progress with time left that leaves nothing behind: in a notebook, on a terminal, and in a file for the runner."""
+"""Progress with time left that leaves nothing behind: in a notebook, on a terminal, and in a file
+for the runner."""
 
 import json
 import os
@@ -12,8 +13,8 @@ from survey_lib.evidence.store import write_atomic
 
 
 class Progress:
-    """`with Progress(total, title, out) as p: p.step()`. A notebook run by the runner names its file in the
-    environment variable SURVEY_PROGRESS; then nothing is displayed in the notebook."""
+    """`with Progress(total, title, out) as p: p.step()`. A notebook run by the runner names its
+    file in the environment variable SURVEY_PROGRESS; then nothing is displayed in the notebook."""
 
     def __init__(self, total: int, title: str, out):
         self.total, self.title, self.done, self.begin = total, title, 0, time.monotonic()

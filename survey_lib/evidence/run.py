@@ -26,10 +26,11 @@ def run(
 ) -> pd.DataFrame:
     """The history of one run, a row per evaluation.
 
-    Ends after so many rounds (yields after the first), virtual seconds, or at a target accuracy, whichever
-    comes first. Columns: round, clock (s), bytes, bytes_busiest, messages, joules; accuracy and loss on the test
-    data (mean over the models), worst (the worst model's accuracy), averaged (of the mean model), and what the
-    method yields besides. A model that is not finite raises Diverged, with the history so far.
+    Ends after so many rounds (yields after the first), virtual seconds, or at a target accuracy,
+    whichever comes first. Columns: round, clock (s), bytes, bytes_busiest, messages, joules;
+    accuracy and loss on the test data (mean over the models), worst (the worst model's accuracy),
+    averaged (of the mean model), and what the method yields besides. A model that is not finite
+    raises Diverged, with the history so far.
     """
     if rounds is None and seconds is None:
         raise UsageError("say when to stop: rounds=... or seconds=... of virtual time")
@@ -78,7 +79,8 @@ def run(
 
 @dataclass(frozen=True)
 class Case:
-    """A run but for its seed: a method with its arguments, how to build task and world, and when to stop."""
+    """A run but for its seed: a method with its arguments, how to build task and world, and when to
+    stop."""
 
     method: Callable
     arguments: dict = field(default_factory=dict)
@@ -87,8 +89,8 @@ class Case:
     until: dict = field(default_factory=dict)
 
     def run(self, seed: int) -> pd.DataFrame:
-        """Task, world and method with this seed. A run that diverges ends there, with `diverged` set and the
-        accuracy of guessing from then on."""
+        """Task, world and method with this seed. A run that diverges ends there, with `diverged`
+        set and the accuracy of guessing from then on."""
         task = Task(**self.task, seed=seed)
         world = World(**{"n": task.n} | self.world, seed=seed)
         try:
@@ -113,8 +115,9 @@ def final(history: pd.DataFrame, column: str = "accuracy", last: int = 1) -> flo
 
 
 def reach(history: pd.DataFrame, target: float, column: str = "round") -> float:
-    """The first value of `column` at which the accuracy is at the target; the run's last value if it never is, which
-    flatters whoever did not arrive: a claim to arrive sooner is then understated by its baseline."""
+    """The first value of `column` at which the accuracy is at the target; the run's last value if
+    it never is, which flatters whoever did not arrive: a claim to arrive sooner is then understated
+    by its baseline."""
     there = history[history["accuracy"] >= target]
     return float((there if len(there) else history.tail(1))[column].iloc[0])
 

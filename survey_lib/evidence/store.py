@@ -40,7 +40,8 @@ def write_atomic(path: Path, content: str | bytes) -> Path:
 
 
 def canonical(value):
-    """`value` as JSON-able data that says all that matters of it: the arguments of a run become part of its key."""
+    """`value` as JSON-able data that says all that matters of it: the arguments of a run become
+    part of its key."""
     if value is None or isinstance(value, bool | int | float | str):
         return value
     if isinstance(value, np.generic):
@@ -72,14 +73,15 @@ def canonical(value):
     if inspect.isfunction(value):
         return f"{value.__module__}.{value.__qualname__}:{source_hash(value)}"
     raise TypeError(
-        f"{value!r} cannot be part of a run's key; use numbers, tensors, functions or functools.partial"
+        f"{value!r} cannot be part of a run's key; use numbers, tensors, functions or partials"
     )
 
 
 @cache
 def source_hash(function) -> str:
-    """Hash of a function's source and of everything in survey_lib that it reaches: within the methods, function
-    by function, so that a change to one method reruns that method only; elsewhere, whole modules."""
+    """Hash of a function's source and of everything in survey_lib that it reaches: within the
+    methods, function by function, so that a change to one method reruns that method only;
+    elsewhere, whole modules."""
     digest, todo, seen = hashlib.sha256(), [function], set()
     modules = set()
     while todo:
@@ -111,8 +113,8 @@ def _source(f):
 
 
 def _targets(f):
-    """(name, value) of the globals that a function or class refers to, nested functions included, and the
-    functions and classes behind its default arguments."""
+    """(name, value) of the globals that a function or class refers to, nested functions included,
+    and the functions and classes behind its default arguments."""
     codes, names = [getattr(f, "__code__", None)], set()
     if inspect.isclass(f):
         codes = [m.__code__ for m in vars(f).values() if inspect.isfunction(m)]
@@ -152,7 +154,8 @@ def _imports(name):
 
 
 def _reach(modules):
-    """The modules and all modules of survey_lib that they import, methods left out (they count by function)."""
+    """The modules and all modules of survey_lib that they import, methods left out (they count by
+    function)."""
     todo, seen = list(modules), set()
     while todo:
         name = todo.pop()
@@ -176,7 +179,8 @@ def versions() -> dict:
 
 
 class Store:
-    """A folder of finished runs. No pickle is read back; a damaged file counts as missing and is replaced."""
+    """A folder of finished runs. No pickle is read back; a damaged file counts as missing and is
+    replaced."""
 
     def __init__(self, folder: Path):
         self.folder = Path(folder)

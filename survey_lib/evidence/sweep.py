@@ -26,7 +26,8 @@ def sweep(
     """The histories of all cases and seeds as one tidy frame with columns label, method, seed.
 
     Runs that the store under `out` has are read from there. jobs: processes; inside
-    `joblib.parallel_config("dask")` the same call runs on a cluster. The result does not depend on either.
+    `joblib.parallel_config("dask")` the same call runs on a cluster. The result does not depend on
+    either.
     """
     seeds, store = list(seeds), Store(Path(out) / "runs")
     if not seeds:
@@ -59,7 +60,8 @@ def _one(store, label, case, seed):
 
 
 def describe(case: Case, seed: int) -> dict:
-    """All that a run depends on, for its key: sources, arguments, task, world, seed and the data's checksum."""
+    """All that a run depends on, for its key: sources, arguments, task, world, seed and the data's
+    checksum."""
     from survey_lib.data import Data, load
 
     data = case.task.get("data", "digits")
@@ -79,9 +81,11 @@ def tune(
     seeds: Iterable[int] = (1000, 1001),
     **how,
 ) -> tuple[Case, pd.DataFrame]:
-    """The case with the best arguments of a grid, judged on seeds that no evidence uses, and the grid's values.
+    """The case with the best arguments of a grid, judged on seeds that no evidence uses, and the
+    grid's values.
 
-    Baselines and methods are tuned alike: same seeds, grids of equal size. Ties go to the earlier entry.
+    Baselines and methods are tuned alike: same seeds, grids of equal size. Ties go to the earlier
+    entry.
     """
     points = [dict(zip(grid, p, strict=True)) for p in product(*grid.values())]
     labels = [

@@ -14,7 +14,8 @@ VERDICTS = ("supported", "partly", "inconclusive", "contradicted")
 
 @dataclass(frozen=True)
 class Effect:
-    """A paired effect with its 95 % interval, in the claim's unit (a factor for ratios), and the verdict."""
+    """A paired effect with its 95 % interval, in the claim's unit (a factor for ratios), and the
+    verdict."""
 
     effect: float
     low: float
@@ -26,15 +27,16 @@ class Effect:
 def judge(claim: Claim, method: Mapping[int, float], baseline: Mapping[int, float]) -> Effect:
     """The verdict on a claim from one value per seed of the method and of its baseline.
 
-    Effect: the mean over seeds of method - baseline, or of log(method / baseline); interval: paired t, 95 %.
-    In the claimed direction: supported if the whole interval lies beyond the least effect; partly if it lies
-    beyond zero; contradicted if it lies on the other side of zero; else inconclusive. A least effect below zero
-    is a margin and takes the place of zero.
+    Effect: the mean over seeds of method - baseline, or of log(method / baseline); interval: paired
+    t, 95 %. In the claimed direction: supported if the whole interval lies beyond the least effect;
+    partly if it lies beyond zero; contradicted if it lies on the other side of zero; else
+    inconclusive. A least effect below zero is a margin and takes the place of zero.
     """
     seeds = sorted(method)
     if seeds != sorted(baseline):
         raise UsageError(
-            f"{claim.method}: seeds {seeds} against {sorted(baseline)} of the baseline; run both on the same"
+            f"{claim.method}: seeds {seeds}, but {sorted(baseline)} of the baseline; "
+            "run both on the same"
         )
     if len(seeds) < 2:
         raise UsageError(

@@ -115,7 +115,7 @@ def regularised(z, y, rows, members, *, target, known, gamma, total, count) -> T
     k, C = members[:, None].expand_as(y), z.shape[-1]
     total.view(-1, C).index_add_(0, (k * C + y).reshape(-1), (p * real[..., None]).reshape(-1, C))
     count.view(-1).index_add_(0, (k * C + y).reshape(-1), real.reshape(-1))
-    pull = gamma * known[k, y][..., None] * (p - target[k, y])
+    pull = known[k, y][..., None] * (p - target[k, y]) * gamma
     return p - F.one_hot(y, C) + pull
 
 
@@ -129,7 +129,7 @@ def leave_one_out(mean: Tensor, has: Tensor) -> tuple[Tensor, Tensor]:
 
 def bits(flags: Tensor) -> Tensor:
     """(k, ceil(C / 8)) uint8: flags (k, C) as they are sent."""
-    padded = F.pad(flags, (0, -flags.shape[1] % 8)).view(len(flags), -1, 8)
+    padded = F.pad(flags, (0, -flags.shape[1] % 8)).unflatten(1, (-1, 8))
     return (padded * 2 ** torch.arange(8)).sum(-1).to(torch.uint8)
 
 

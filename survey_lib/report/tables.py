@@ -57,7 +57,7 @@ def badge(verdict: str) -> HTML:
 
 
 def verdict_html(verdict) -> str:
-    """The paragraph under an experiment: the claim, both means with their spread, the effect and the verdict."""
+    """The paragraph under an experiment: claim, both means with their spread, effect, verdict."""
     claim, effect = verdict.claim, verdict.effect
     unit = "" if claim.effect == "ratio" and claim.unit == "x" else f" {claim.unit}"
     means = [
@@ -70,26 +70,19 @@ def verdict_html(verdict) -> str:
         "x" if claim.effect == "ratio" else claim.unit,
     )
     side = {1: "larger", -1: "smaller"}[claim.direction]
-    text = (
-        f"<b>{web.escape(claim.method)}</b>: {badge(effect.verdict).data} <i>{web.escape(claim.text)}</i> Measured, "
-        f"{web.escape(claim.metric)}: {means[0]}{unit} against {means[1]}{unit} for {web.escape(claim.baseline)} "
-        f"({effect.seeds} seeds, mean &#177; 95 %); effect {web.escape(span)}, claimed {side} by {_least(claim)}."
+    measured = (
+        f" Measured, {claim.metric}: {means[0]}{unit} against {means[1]}{unit} for "
+        f"{claim.baseline} ({effect.seeds} seeds, mean \u00b1 95 %); effect {span}, "
+        f"claimed {side} by {_least(claim)}."
     )
-    return f'<p style="margin:8px 0px">{text}</p>'
+    head = f"<b>{claim.method}</b>: {badge(effect.verdict).data} <i>{web.escape(claim.text)}</i>"
+    return f'<p style="margin:8px 0px">{head}{web.escape(measured)}</p>'
 
 
 def _least(claim) -> str:
-    if claim.effect == "difference":
-        return (
-            f"{claim.least:g} {claim.unit} or more"
-            if claim.least > 0
-            else f"no less than {claim.least:g} {claim.unit}"
-        )
-    return (
-        f"a factor {claim.least:.3g} or more"
-        if claim.least > 1
-        else f"a factor above {claim.least:.3g}"
-    )
+    if claim.effect == "ratio":
+        return f"a factor {'of' if claim.least > 1 else 'above'} {claim.least:.3g}"
+    return f"{claim.least:g} {claim.unit} or more"
 
 
 def html(frame: pd.DataFrame, caption: str | None = None) -> HTML:
@@ -112,10 +105,11 @@ def html(frame: pd.DataFrame, caption: str | None = None) -> HTML:
     )
     body = "\n".join(line("td", texts, "vertical-align:top") for texts in lines)
     return HTML(
+        '<div style="overflow-x:auto">'
         '<table style="border-collapse:collapse;table-layout:auto;margin:8px 0px">'
         f"{title if caption else ''}\n"
         f"<thead>{line('th', heads, 'border-bottom:1px solid #888888')}</thead>\n"
-        f"<tbody>\n{body}\n</tbody></table>"
+        f"<tbody>\n{body}\n</tbody></table></div>"
     )
 
 

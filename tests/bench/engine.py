@@ -1,6 +1,6 @@
-"""Local training of a cohort beside the plainest sequential loop, interleaved in one process; memory of many
-devices. Prints medians of 5 rounds, client steps per second, and percent of this machine's sgemm rate. One core.
-"""
+"""Local training of a cohort beside the plainest sequential loop, interleaved in one process;
+memory of many devices. Prints medians of 5 rounds, client steps per second, and percent of this
+machine's sgemm rate. One core."""
 
 import statistics
 import subprocess
@@ -12,7 +12,6 @@ import psutil
 import torch
 from torch import nn
 
-from survey_lib.data import load
 from survey_lib.models import cnn, logistic, mlp
 from survey_lib.partition import iid
 from survey_lib.training import Task, train
@@ -55,9 +54,7 @@ def sgemm() -> float:
 def engine() -> None:
     peak = sgemm()
     print(f"sgemm {peak / 1e9:.0f} GFLOP/s on one core, torch {torch.__version__}")
-    print(
-        f"{'workload':16} {'loop s':>8} {'ours s':>8} {'ratio':>6} {'steps/s':>8} {'% sgemm':>8} {'accuracies':>14}"
-    )
+    print("workload            loop s   ours s  ratio  steps/s  % sgemm  accuracies")
     for name, (network, n, S, B) in WORKLOADS.items():
         task = Task("fashion_mnist", n=n, network=network)
         x, seconds = task.init(), {"loop": [], "ours": []}
@@ -74,9 +71,8 @@ def engine() -> None:
         steps = task.steps(chosen, B=B, E=1).sum() / mine
         share = steps * 3 * task.network.flops * B / peak
         same = [task.evaluate(Y.mean(0, keepdim=True))[0][0] for Y in (theirs, ours)]
-        print(
-            f"{name:16} {loop:8.4f} {mine:8.4f} {loop / mine:6.2f} {steps:8.0f} {share:8.1%} {same[0]:7.3f} {same[1]:6.3f}"
-        )
+        speed = f"{loop:8.4f} {mine:8.4f} {loop / mine:6.2f} {steps:8.0f} {share:8.1%}"
+        print(f"{name:16}  {speed}  {same[0]:.3f} {same[1]:.3f}")
 
 
 def registered(n: int) -> None:

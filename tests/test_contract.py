@@ -1,0 +1,259 @@
+"""What every method promises, whatever it does."""
+
+import inspect
+import itertools
+import random
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from conftest import leaves
+
+from survey_lib import training
+from survey_lib.compression import top_k
+from survey_lib.methods import (
+    distillation,
+    gossip,
+    non_iid,
+    pipelines,
+    server_async,
+    server_sync,
+)
+from survey_lib.models import mlp
+from survey_lib.partition import dirichlet
+from survey_lib.tables.claims import CLAIMS
+from survey_lib.topology import complete, ring
+from survey_lib.training import Task
+from survey_lib.world import World, loguniform
+
+MODULES = (distillation, gossip, non_iid, pipelines, server_async, server_sync)
+N, ROUNDS = 5, 4
+LOCAL = dict(K=3, B=8, eta=0.1)
+METHODS = {  # name: (arguments for n devices, one model per device?)
+    "fedsgd": (lambda n: dict(S=min(n, 3), eta=0.3), False),
+    "fedavg": (lambda n: dict(S=min(n, 3), E=2, B=8, eta=0.1), False),
+    "allreduce_sgd": (lambda n: dict(B=8, eta=0.1), False),
+    "d_psgd": (lambda n: dict(W=mixing(n), B=8, eta=0.1), True),
+    "choco_sgd": (lambda n: dict(W=mixing(n), Q=top_k(0.1), gamma=0.2, B=8, eta=0.1), True),
+    "fedasync": (lambda n: dict(E=1, B=8, eta=0.1), False),
+    "scaffold": (lambda n: dict(S=min(n, 3), E=2, B=8, eta_l=0.1), False),
+    "fedprox": (lambda n: dict(mu=0.1, S=min(n, 3), E=2, B=8, eta=0.1, stragglers=0.3), False),
+    "naive_layerwise_mp": (lambda n: dict(cuts=(1,), B=16, eta=0.1), False),
+    "gpipe": (lambda n: dict(cuts=(1,), M=4, B=16, eta=0.1), False),
+    "single_device": (lambda n: dict(B=16, eta=0.1), False),
+    "kd_logits": (lambda n: dict(teacher=distillation.Teacher(mlp(8), epochs=1), **LOCAL), False),
+    "student_hard_labels": (lambda n: LOCAL, False),
+    "federated_distillation_fd": (lambda n: LOCAL, True),
+    "local_only": (lambda n: LOCAL, True),
+}
+SILENT = {"local_only", "single_device", "student_hard_labels"}
+ON_TWO_DEVICES = {"naive_layerwise_mp", "gpipe"}
+NOT_METHODS = {"label_dirichlet"}  # a partition of the data
+
+
+def mixing(n):
+    return ring(n) if n > 2 else complete(n)
+
+
+def find(name):
+    return next(getattr(m, name) for m in MODULES if hasattr(m, name))
+
+
+def build(n=N, **world):
+    task = Task(n=n, partition=dirichlet(0.5), samples=40 * n, network=mlp(6))
+    return task, World(n, **{"spread": loguniform(4)} | world)
+
+
+def drive(name, rounds=ROUNDS, n=N, **world):
+    """(values, task, world) after some rounds."""
+    task, world = build(n, **world)
+    steps = find(name)(task, world, **METHODS[name][0](n))
+    return list(itertools.islice(steps, rounds + 1)), task, world
+
+
+def model(value):
+    return value[0] if isinstance(value, tuple) else value
+
+
+def check(found, name, task):
+    per_device = METHODS[name][1]
+    for value in found:
+        X = model(value)
+        assert X.shape == ((task.n, task.d) if per_device else (task.d,))
+        assert X.dtype == task.dtype
+        assert torch.isfinite(X).all()
+        if isinstance(value, tuple):
+            _, extra = value
+            assert all(isinstance(k, str) and np.isfinite(v) for k, v in extra.items())
+
+
+each = pytest.mark.parametrize("name", METHODS)
+
+
+def test_every_method_is_here():
+    public = {
+        name
+        for m in MODULES
+        for name, f in vars(m).items()
+        if inspect.isgeneratorfunction(f) and f.__module__ == m.__name__
+    }
+    assert public == set(METHODS)
+    assert set(CLAIMS) - NOT_METHODS <= set(METHODS)
+    for name in METHODS:
+        arguments = list(inspect.signature(find(name)).parameters.values())
+        assert [p.name for p in arguments[:2]] == ["task", "world"]
+        assert all(p.kind in (p.KEYWORD_ONLY, p.VAR_KEYWORD) for p in arguments[2:]), name
+        assert find(name).__doc__
+
+
+@each
+def test_it_starts_at_the_initial_model_and_moves(name):
+    found, task, _ = drive(name)
+    check(found, name, task)
+    first = task.init().expand(task.n, -1) if METHODS[name][1] else task.init()
+    assert torch.equal(model(found[0]), first)
+    for before, after in itertools.pairwise(found):
+        assert not torch.equal(model(before), model(after))
+
+
+@each
+def test_same_bits_twice(name):
+    a, _, world = drive(name)
+    b, _, again = drive(name)
+    for one, other in zip(a, b, strict=True):
+        assert torch.equal(model(one), model(other))
+        assert not isinstance(one, tuple) or one[1] == other[1]
+    assert world.totals() == again.totals()
+
+
+@each
+def test_another_seed_gives_other_models(name):
+    task, world = build()
+    arguments = METHODS[name][0](N)
+    steps = find(name)(task, world, seed=1, **arguments)
+    other = list(itertools.islice(steps, 4))
+    if name != "fedsgd":  # full batches: only who is sampled changes
+        assert not torch.equal(model(other[1]), model(drive(name)[0][1]))
+
+
+@each
+def test_clock_and_bytes_advance(name):
+    task, world = build()
+    last = world.totals()
+    for r, _ in enumerate(find(name)(task, world, **METHODS[name][0](N))):
+        now = world.totals()
+        if r == 0:
+            assert now == last, "nothing happens before the first model"
+        else:
+            assert now["clock"] > last["clock"] and now["joules"] > last["joules"]
+            if name in SILENT:
+                assert now["bytes"] == now["messages"] == 0
+            elif name == "kd_logits":
+                assert now["bytes"] > 0
+            else:
+                assert now["bytes"] > last["bytes"]
+        last = now
+        if r == ROUNDS:
+            break
+    assert np.isfinite(list(last.values())).all()
+
+
+@each
+def test_what_was_yielded_is_not_altered_later(name):
+    task, world = build()
+    kept, copies = [], []
+    for value in itertools.islice(find(name)(task, world, **METHODS[name][0](N)), 6):
+        kept.append(value)
+        copies.append((model(value).clone(), dict(value[1]) if isinstance(value, tuple) else None))
+    for value, (x, extra) in zip(kept, copies, strict=True):
+        assert torch.equal(model(value), x)
+        assert extra is None or value[1] == extra
+
+
+@each
+def test_evaluating_between_rounds_changes_nothing(name):
+    clean = drive(name)[0]
+    task, world = build()
+    for value, expected in zip(find(name)(task, world, **METHODS[name][0](N)), clean, strict=False):
+        task.evaluate(model(value).reshape(-1, task.d))
+        assert torch.equal(model(value), model(expected))
+
+
+@each
+def test_global_random_state_is_untouched_and_unused(name):
+    clean = drive(name)[0]
+    torch.manual_seed(12345)
+    random.seed(12345)
+    np.random.seed(12345)  # noqa: NPY002
+    before = torch.get_rng_state(), random.getstate(), np.random.get_state()  # noqa: NPY002
+    found = drive(name)[0]
+    after = torch.get_rng_state(), random.getstate(), np.random.get_state()  # noqa: NPY002
+    assert torch.equal(before[0], after[0]) and before[1] == after[1]
+    assert (before[2][1] == after[2][1]).all() and before[2][2:] == after[2][2:]
+    assert torch.equal(model(found[-1]), model(clean[-1]))
+
+
+@each
+@pytest.mark.parametrize("retry", [False, True])
+def test_it_survives_message_loss(name, retry):
+    found, task, world = drive(name, 25, loss=0.2, retry=retry)
+    check(found, name, task)
+    assert world.clock > 0 and np.isfinite(world.clock)
+
+
+@each
+def test_it_survives_a_device_that_leaves_for_good(name):
+    """Device 0 goes off within the second round."""
+    _, _, calm = drive(name, 1)
+    found, task, world = drive(name, 8, churn=leaves(0, 1.2 * calm.clock))
+    check(found, name, task)
+    if name not in ON_TWO_DEVICES | {"single_device"}:
+        assert np.isfinite(world.clock)
+
+
+@each
+def test_it_survives_when_everybody_is_away_for_a_while(name):
+    _, _, calm = drive(name, 1)
+    trace = [leaves(i, 1.2 * calm.clock, 3 + 2 * calm.clock) for i in range(N)]
+    trace = pd.concat(trace)
+    found, task, world = drive(name, 12, churn=trace)
+    check(found, name, task)
+    assert not torch.equal(model(found[-1]), model(found[1]))
+    assert np.isfinite(list(world.totals().values())).all()
+
+
+@each
+def test_nobody_can_be_reached(name):
+    if name == "fedasync":
+        pytest.skip("lost messages are sent again until they arrive")
+    found, task, world = drive(name, 3, loss=1.0)
+    check(found, name, task)
+    assert world.clock > 0
+
+
+@each
+def test_one_device(name):
+    if name in ON_TWO_DEVICES:
+        pytest.skip("needs a device for each stage")
+    found, task, world = drive(name, n=1)
+    check(found, name, task)
+    assert not torch.equal(model(found[0]), model(found[-1]))
+    assert world.clock > 0
+
+
+@each
+def test_the_size_of_a_batch_of_devices_does_not_matter(name, monkeypatch):
+    found, _, world = drive(name)
+    monkeypatch.setattr(training, "WIDE", 1)
+    single, _, again = drive(name)
+    for a, b in zip(found, single, strict=True):
+        torch.testing.assert_close(model(a), model(b), rtol=0, atol=1e-5)
+    assert world.totals() == again.totals()
+
+
+@each
+def test_wrong_arguments_are_refused(name):
+    task, world = build()
+    with pytest.raises(TypeError):
+        next(find(name)(task, world, **METHODS[name][0](N), surprise=1))

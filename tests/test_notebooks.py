@@ -1,0 +1,101 @@
+"""The tracked notebooks: their form, and the published outputs that they carry."""
+
+import re
+
+import nbformat
+import pytest
+
+from survey_lib.evidence import ledger
+from survey_lib.reproduce import RESULTS, notebooks
+from survey_lib.tables import TABLES
+from survey_lib.tables.claims import CLAIMS
+
+BOOKS = {p.stem: nbformat.read(p, as_version=4) for p in notebooks()}
+each = pytest.mark.parametrize("name", BOOKS)
+
+
+def code(name):
+    return [c for c in BOOKS[name].cells if c.cell_type == "code"]
+
+
+def shown(name):
+    """The HTML outputs of a notebook."""
+    outputs = [o for c in code(name) for o in c.outputs]
+    return [o.data["text/html"] for o in outputs if "text/html" in o.get("data", {})]
+
+
+def test_there_is_a_notebook_for_every_table():
+    assert sorted(BOOKS) == sorted({t.notebook for t in TABLES.values()})
+
+
+@each
+def test_parameters_come_first_imports_second(name):
+    first, second = code(name)[:2]
+    assert first.metadata.tags == ["parameters"] and "import" not in first.source
+    names = re.findall(r"^(\w+) =", first.source, re.M)
+    assert names == ["scale", "seeds", "dataset", "out", "jobs"]
+    later = "\n".join(c.source for c in code(name)[2:])
+    assert "import" in second.source and not re.search(r"^\s*(import|from) ", later, re.M)
+
+
+@each
+def test_nothing_is_defined_or_installed_in_a_notebook(name):
+    for cell in code(name):
+        assert not re.search(r"^\s*(def|class) |!pip|%pip|sys\.path", cell.source, re.M)
+
+
+@each
+def test_it_closes_with_every_claimed_method_of_its_tables(name):
+    rooms = re.search(r"rooms=\[(.*?)\]", code(name)[-1].source, re.S).group(1)
+    methods = {m for t in TABLES.values() if t.notebook == name for m in t.methods}
+    assert set(re.findall(r'"(\w+)"', rooms)) == methods & set(CLAIMS)
+
+
+@each
+def test_it_carries_the_published_outputs_without_dates_or_counts(name):
+    text = nbformat.writes(BOOKS[name])
+    assert "papermill" not in BOOKS[name].metadata
+    assert not re.search(r'"execution_count": \d', text)
+    assert not re.search(r"/tmp/|/root/|/home/|20\d\d-\d\d-\d\dT", text)
+    for cell in code(name)[2:]:
+        wants = (
+            cell.source.rstrip()
+            .splitlines()[-1]
+            .startswith((" ", ")", "html(", "curves(", "bars("))
+        )
+        assert cell.outputs or not wants, cell.source
+        assert all(o.output_type != "error" for o in cell.outputs)
+
+
+@each
+def test_every_figure_has_a_sentence_with_numbers_and_needs_no_trust(name):
+    pages = shown(name)
+    figures = [p for p in pages if "<figure" in p]
+    assert figures
+    for figure in figures:
+        alt = re.search(r'alt="([^"]+)"', figure).group(1)
+        assert len(re.findall(r"\d", alt)) >= 3, alt
+    assert not re.search(r"<style|<svg|<script|http-equiv", "".join(pages))
+
+
+@each
+def test_its_verdicts_are_the_published_ones(name):
+    frame = ledger.load(RESULTS / "evidence.csv")
+    lines = frame[frame["notebook"] == name]
+    text = "".join(shown(name))
+    for line in lines.itertuples():
+        assert re.search(rf"<b>{line.method}</b>:.{{0,200}}{line.verdict}", text), line.method
+
+
+def test_the_readme_shows_the_published_ledger():
+    from survey_lib.reproduce import HERE, evidence_markdown
+
+    assert evidence_markdown() in (HERE / "README.md").read_text()
+
+
+def test_the_published_ledger_is_whole():
+    frame = ledger.load(RESULTS / "evidence.csv")
+    assert list(frame.columns) == ledger.COLUMNS and sorted(frame["method"]) == sorted(CLAIMS)
+    assert (frame["seeds"] >= 5).all() and (frame["scale"] == "full").all()
+    for line in frame.itertuples():
+        assert line.claim == CLAIMS[line.method].text and line.ref == CLAIMS[line.method].ref

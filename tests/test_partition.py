@@ -1,0 +1,221 @@
+"""Partitions: every sample at one device, the skew that alpha promises, the same on every machine."""
+
+import hashlib
+
+import numpy as np
+import pytest
+
+from survey_lib.data import load
+from survey_lib.errors import UsageError
+from survey_lib.partition import dirichlet, iid, label_counts, label_skew, quantity, shards
+
+Y = load("digits").y.numpy()  # 1437 labels, 10 classes
+N = 10
+SPLITS = {
+    "iid": iid(),
+    "shards 1": shards(1),
+    "shards 2": shards(2),
+    "class 0.1": dirichlet(0.1),
+    "class 1e-6": dirichlet(1e-6),
+    "class 1e6": dirichlet(1e6),
+    "client 0.1": dirichlet(0.1, per="client"),
+    "client 1e-6": dirichlet(1e-6, per="client"),
+    "client 100": dirichlet(100, per="client"),
+    "quantity 0.5": quantity(0.5),
+}
+
+
+@pytest.mark.parametrize("n", [1, 3, 10, 100])
+@pytest.mark.parametrize("name", SPLITS)
+def test_every_sample_is_at_exactly_one_device_and_none_is_empty(name, n):
+    parts = SPLITS[name](Y, n, 0)
+    assert len(parts) == n and min(len(p) for p in parts) >= 1
+    assert all(np.issubdtype(p.dtype, np.integer) for p in parts)
+    np.testing.assert_array_equal(np.sort(np.concatenate(parts)), np.arange(len(Y)))
+
+
+@pytest.mark.parametrize("name", SPLITS)
+def test_same_key_same_split(name):
+    a, b = SPLITS[name](Y, N, 3, "x"), SPLITS[name](Y, N, 3, "x")
+    assert all(np.array_equal(p, q) for p, q in zip(a, b, strict=True))
+    for other in (SPLITS[name](Y, N, 4, "x"), SPLITS[name](Y, N, 3)):
+        assert not any(np.array_equal(p, q) for p, q in zip(a, other, strict=True))
+
+
+def digest(parts):
+    whole = [np.concatenate([[len(p)], p]).astype("<i8").tobytes() for p in parts]
+    return hashlib.sha256(b"".join(whole)).hexdigest()[:16]
+
+
+@pytest.mark.parametrize(
+    ("name", "want"),
+    [
+        ("iid", "?"),
+        ("shards 2", "?"),
+        ("class 0.1", "?"),
+        ("client 0.1", "?"),
+        ("quantity 0.5", "?"),
+    ],
+)
+def test_the_split_is_the_same_on_every_machine(name, want):
+    """Pinned: a machine on which this differs trains on other data than the published runs."""
+    assert digest(SPLITS[name](Y, N, 0)) == want
+
+
+def test_iid_sizes_differ_by_one_at_most_and_labels_are_even():
+    parts = iid()(Y, N, 0)
+    assert {len(p) for p in parts} == {len(Y) // N, len(Y) // N + 1}
+    assert label_skew(label_counts(Y, parts)) < label_skew(label_counts(Y, shards(2)(Y, N, 0))) / 4
+
+
+def test_iid_with_a_size_allows_more_devices_than_samples():
+    parts = iid(20)(np.zeros(30, int), 500, 0)
+    assert [len(p) for p in parts] == [20] * 500
+    drawn = np.bincount(
+        np.concatenate(parts), minlength=30
+    )  # each sample 10000 / 30 times on average
+    assert abs(drawn - 10000 / 30).max() < 4.5 * np.sqrt(10000 / 30)
+
+
+@pytest.mark.parametrize("s", [1, 2, 3])
+@pytest.mark.parametrize("n", [5, 10, 40])
+def test_shards_hold_s_labels_and_one_more_where_a_block_crosses_labels(n, s):
+    parts = shards(s)(Y, n, 0)
+    blocks = np.array_split(np.sort(Y), n * s)
+    crossings = sorted((len(np.unique(b)) - 1 for b in blocks), reverse=True)
+    labels = np.array([len(np.unique(Y[p])) for p in parts])
+    assert (labels <= s + sum(crossings[:s])).all()
+    assert labels.sum() <= n * s + 9  # 10 labels have 9 borders in the sorted list
+    sizes = np.array([len(p) for p in parts])
+    assert sizes.max() - sizes.min() <= s
+
+
+def test_shards_by_hand():
+    """8 samples of 4 labels in 4 blocks of one label each: two labels at each of 2 devices."""
+    y = np.array([3, 1, 0, 2, 2, 0, 1, 3])
+    for seed in range(5):
+        a, b = (set(y[p]) for p in shards(2)(y, 2, seed))
+        assert len(a) == len(b) == 2 and a | b == {0, 1, 2, 3}
+
+
+def test_large_alpha_per_class_is_even():
+    """Shares tend to 1/n: counts within 1 of n_k / n, but for the floor at either cut."""
+    for n in (4, 10, 16):
+        counts = label_counts(Y, dirichlet(1e8)(Y, n, 1))
+        assert np.abs(counts - np.bincount(Y) / n).max() <= 1 + 0.05
+        assert label_skew(counts) < 10 * n / len(Y)
+    y = np.repeat(np.arange(10), 20_000)
+    assert label_skew(label_counts(y, dirichlet(1e8)(y, 10, 1))) < 1e-3
+
+
+def test_tiny_alpha_per_class_gives_each_class_to_one_device():
+    for seed in range(5):
+        counts = label_counts(Y, dirichlet(1e-6)(Y, 10, seed))
+        strangers = counts.sum(0) - counts.max(0)  # samples that filled empty devices
+        empty_before = 10 - len(np.unique(counts.argmax(0)))
+        assert strangers.sum() == empty_before
+    y = np.repeat(np.arange(10), 50)  # on 2 devices none stays empty, and no class is divided
+    counts = label_counts(y, dirichlet(1e-6)(y, 2, 0))
+    assert set(counts.ravel()) == {0, 50}
+
+
+def test_tiny_alpha_per_client_gives_one_class_while_its_pool_lasts():
+    y = np.repeat(np.arange(10), 1000)  # 50 devices of 200: a pool serves five
+    counts = label_counts(y, dirichlet(1e-6, per="client")(y, 50, 0))
+    assert (counts.sum(1) == 200).all()
+    pools = np.full(10, 1000)
+    for row in counts:
+        if (row > 0).sum() > 1:  # a second class only where the first ran out at this device
+            assert (pools - row == 0)[row > 0].sum() >= (row > 0).sum() - 1
+        pools = pools - row
+    assert ((counts > 0).sum(1)[:10] == 1).all()  # too few devices to empty a pool by accident
+
+
+def test_sizes_per_client_differ_by_one_at_most():
+    sizes = [len(p) for p in dirichlet(0.1, per="client")(Y, 100, 0)]
+    assert set(sizes) <= {14, 15} and sum(sizes) == 1437
+
+
+@pytest.mark.parametrize("build", [dirichlet, quantity])
+@pytest.mark.parametrize("alpha", [0.5, 5.0])
+def test_shares_have_the_moments_of_the_dirichlet(build, alpha):
+    """n shares of Dir(alpha 1): mean 1/n, variance (1/n)(1 - 1/n) / (n alpha + 1)."""
+    n, size, draws = 4, 3000, 2000
+    y = np.zeros(size, int)
+    share = np.array([[len(p) for p in build(alpha)(y, n, s)] for s in range(draws)]) / size
+    variance = (1 / n) * (1 - 1 / n) / (n * alpha + 1)
+    edge = 1 / size  # of the floor, and of filling the empty
+    for i in range(n):
+        s = share[:, i]
+        assert s.mean() == pytest.approx(1 / n, abs=4 * np.sqrt(variance / draws) + edge)
+        error = np.sqrt((((s - s.mean()) ** 4).mean() - s.var() ** 2) / draws)
+        assert s.var() == pytest.approx(variance, abs=4 * error + edge)
+    covariance = np.cov(share.T)[~np.eye(n, dtype=bool)]  # shares sum to 1
+    np.testing.assert_allclose(covariance, -variance / (n - 1), atol=0.15 * variance)
+
+
+def test_shares_per_client_have_the_moments_of_the_dirichlet():
+    """q ~ Dir(alpha C p): mean p, variance p (1 - p) / (alpha C + 1); m samples add E[q (1 - q)] / m."""
+    y, alpha, m, draws = np.repeat([0, 1, 2], [150, 90, 60]), 1.0, 30, 300
+    p, total = np.array([0.5, 0.3, 0.2]), alpha * 3
+    split = dirichlet(alpha, per="client")
+    counts = [
+        label_counts(y, split(y, 10, s))[:2] for s in range(draws)
+    ]  # before any pool is empty
+    share = np.concatenate(counts) / m
+    of_q = p * (1 - p) / (total + 1)
+    variance = of_q + (p * (1 - p) - of_q) / m
+    assert np.abs(share.mean(0) - p).max() < 4 * np.sqrt(variance.max() / (2 * draws))
+    np.testing.assert_allclose(share.var(0), variance, rtol=0.15)
+
+
+def test_smaller_alpha_is_stronger_skew():
+    for per in ("class", "client"):
+        skew = [
+            np.mean([label_skew(label_counts(Y, dirichlet(a, per)(Y, N, s))) for s in range(3)])
+            for a in (100, 1, 0.1, 0.01)
+        ]
+        assert skew == sorted(skew) and skew[0] < 0.5 and skew[-1] > 1.3
+
+
+def test_quantity_skews_sizes_and_not_labels():
+    y = np.tile(np.arange(5), 4000)
+    parts = quantity(0.5)(y, 8, 1)
+    sizes = np.array([len(p) for p in parts])
+    assert sizes.max() > 2 * np.median(sizes)
+    assert label_skew(label_counts(y, parts)) < 0.1
+
+
+def test_label_counts_and_skew_by_hand():
+    """p = (1/2, 1/2); devices of 3 and 1 samples: |2/3 - 1/2| 2 = 1/3 and |0 - 1/2| 2 = 1."""
+    y = np.array([0, 1, 0, 1])
+    counts = label_counts(y, [np.array([0, 1, 2]), np.array([3])])
+    np.testing.assert_array_equal(counts, [[2, 1], [0, 1]])
+    assert label_skew(counts) == pytest.approx(3 / 4 * 1 / 3 + 1 / 4)
+    assert label_skew(np.array([[5, 5], [1, 1]])) == 0
+    assert label_skew(np.eye(10) * 7) == pytest.approx(2 * (1 - 1 / 10))  # one class each, of 10
+
+
+def test_an_empty_device_takes_one_sample_from_the_largest():
+    y = np.zeros(60, int)
+    sizes = np.array([len(p) for p in dirichlet(1e-9)(y, 6, 0)])  # all at one, before
+    assert sorted(sizes) == [1, 1, 1, 1, 1, 55]
+
+
+@pytest.mark.parametrize("alpha", [0, -1, float("nan")])
+@pytest.mark.parametrize("build", [dirichlet, quantity])
+def test_alpha_must_be_above_0(build, alpha):
+    with pytest.raises(UsageError, match="alpha"):
+        build(alpha)
+
+
+def test_wrong_arguments_are_refused():
+    with pytest.raises(UsageError, match='expected "class" or "client"'):
+        dirichlet(1.0, per="device")
+    with pytest.raises(UsageError, match="at least one shard"):
+        shards(0)
+    with pytest.raises(UsageError, match="needs 2000 samples"):
+        shards(2)(Y, 1000, 0)
+    for split in (iid(), dirichlet(1.0), dirichlet(1.0, per="client"), quantity(1.0)):
+        with pytest.raises(UsageError, match="6 devices but only 5 samples"):
+            split(np.array([0, 1, 0, 1, 0]), 6, 0)

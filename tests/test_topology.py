@@ -1,0 +1,134 @@
+"""Mixing matrices: stochastic, spectral gaps in closed form, what is heard under loss."""
+
+from math import cos, log2, pi
+
+import networkx as nx
+import pytest
+import torch
+from conftest import close
+
+from survey_lib.errors import UsageError
+from survey_lib.topology import (
+    complete,
+    heard,
+    hypercube,
+    metropolis,
+    random_regular,
+    ring,
+    spectral_gap,
+    star,
+    torus,
+)
+
+GRAPHS = {
+    "ring": ring(9),
+    "pair": ring(2),
+    "torus": torus(12),
+    "complete": complete(7),
+    "star": star(8),
+    "regular": random_regular(14, 4, seed=3),
+    "hypercube": hypercube(8),
+    "path": metropolis(nx.path_graph(6)),
+    "two parts": metropolis(nx.disjoint_union(nx.cycle_graph(3), nx.path_graph(4))),
+    "random": metropolis(nx.gnp_random_graph(15, 0.3, seed=1)),
+}
+
+
+@pytest.mark.parametrize("name", GRAPHS)
+def test_mixing_is_symmetric_and_doubly_stochastic(name):
+    W = GRAPHS[name]
+    n = len(W)
+    assert torch.equal(W, W.T)
+    assert (W >= 0).all() and (W.diagonal() > 0).all()
+    close(W.sum(0), torch.ones(n), atol=1e-6)
+    close(W @ torch.ones(n), torch.ones(n), atol=1e-6)
+
+
+def test_metropolis_by_hand():
+    """Path 0 - 1 - 2 - 3: degrees 1, 2, 2, 1, so that every edge has weight 1 / (1 + 2)."""
+    third = 1 / 3
+    W = [[2 * third, third, 0, 0], [third, third, third, 0], [0, third, third, third]]
+    close(metropolis(nx.path_graph(4)), torch.tensor([*W, [0, 0, third, 2 * third]]), atol=1e-7)
+    # star of 4: the hub has degree 3, so that every edge has weight 1 / 4
+    want = torch.tensor([[1, 1, 1, 1], [1, 3, 0, 0], [1, 0, 3, 0], [1, 0, 0, 3]]) / 4
+    close(star(4), want, atol=1e-7)
+    close(complete(5), torch.full((5, 5), 0.2), atol=1e-7)
+    close(ring(1), torch.ones(1, 1))
+
+
+@pytest.mark.parametrize(
+    ("W", "gap"),
+    [(ring(n), 2 / 3 * (1 - cos(2 * pi / n))) for n in (3, 4, 5, 8, 20, 64)]
+    + [(torus(k * k), 2 / 5 * (1 - cos(2 * pi / k))) for k in (3, 4, 5, 8)]
+    + [(torus(3 * k), 2 / 5 * (1 - cos(2 * pi / k))) for k in (4, 5)]
+    + [(hypercube(n), 2 / (1 + log2(n))) for n in (2, 4, 8, 32)]
+    + [(star(n), 1 / n) for n in (3, 5, 16)]
+    + [(complete(n), 1) for n in (2, 5, 16)],
+)
+def test_spectral_gap_has_its_closed_form(W, gap):
+    assert spectral_gap(W) == pytest.approx(gap, abs=2e-7)
+
+
+def test_gap_of_a_graph_in_two_parts_is_zero():
+    assert spectral_gap(GRAPHS["two parts"]) == pytest.approx(0, abs=1e-6)
+
+
+@pytest.mark.parametrize("n", [16, 25, 36])
+def test_the_denser_graph_mixes_faster(n):
+    gaps = [spectral_gap(W) for W in (ring(n), torus(n), complete(n))]
+    assert gaps == sorted(gaps) and gaps[0] < gaps[1] < gaps[2]
+
+
+def test_gap_bounds_what_one_mixing_leaves():
+    X = torch.randn(9, 4, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    W = ring(9).double()
+    left = (W @ X - X.mean(0)).norm() / (X - X.mean(0)).norm()
+    assert left <= 1 - spectral_gap(W) + 1e-7
+    slowest = torch.linalg.eigh(W)[1][:, -2:-1]  # the bound is met by the second eigenvector
+    assert (W @ slowest).norm() == pytest.approx(1 - spectral_gap(W), abs=1e-7)
+
+
+def test_random_regular_has_the_degree_and_is_keyed():
+    W = random_regular(14, 4, seed=3)
+    assert ((W > 0).sum(1) == 5).all()
+    assert nx.is_connected(nx.from_numpy_array(W.numpy()))
+    assert torch.equal(W, random_regular(14, 4, seed=3))
+    assert not torch.equal(W, random_regular(14, 4, seed=4))
+
+
+@pytest.mark.parametrize(
+    ("build", "n"), [(torus, 7), (torus, 8), (torus, 2), (hypercube, 6), (hypercube, 1)]
+)
+def test_sizes_without_such_a_graph_are_refused(build, n):
+    with pytest.raises(UsageError, match=rf"^{build.__name__}\({n}\)"):
+        build(n)
+
+
+def test_no_connected_graph_is_an_error():
+    with pytest.raises(UsageError, match="raise the degree"):
+        random_regular(10, 1)
+
+
+@pytest.mark.parametrize("name", GRAPHS)
+def test_heard_equals_W_when_all_arrive(name):
+    W = GRAPHS[name]
+    n = len(W)
+    close(heard(W, torch.ones(n, n, dtype=torch.bool)), W, atol=1e-6)
+    close(heard(W, torch.zeros(n, n, dtype=torch.bool)), torch.eye(n))
+
+
+def test_heard_keeps_row_sums_and_moves_lost_weight_to_oneself():
+    W = random_regular(14, 4, seed=3).double()
+    arrived = torch.rand(14, 14, generator=torch.Generator().manual_seed(1)) < 0.5
+    M = heard(W, arrived)
+    close(M.sum(1), torch.ones(14, dtype=torch.float64))
+    off = ~torch.eye(14, dtype=torch.bool)
+    assert torch.equal(M[off], torch.where(arrived, W, 0.0)[off])
+    assert (M >= -1e-15).all()
+
+
+def test_heard_by_hand():
+    """Ring of 3, weights 1/3; device 0 misses 1, device 2 both: columns no longer sum to 1."""
+    arrived = torch.tensor([[False, False, True], [True, False, True], [False, False, False]])
+    want = torch.tensor([[2, 0, 1], [1, 1, 1], [0, 0, 3]]) / 3
+    close(heard(ring(3), arrived), want, atol=1e-7)

@@ -15,6 +15,7 @@ from scipy.special import ndtri
 from torch import Tensor
 
 from survey_lib import presets
+from survey_lib.churn import Churn
 from survey_lib.errors import UsageError
 from survey_lib.flows import SharedLink, finish_times
 from survey_lib.streams import stream, uniform
@@ -114,7 +115,7 @@ class World:
             raise UsageError(
                 "loss = 1 with retry never delivers; lower the loss or set retry=False"
             )
-        self.off = None if churn is None else _Churn(churn, seed)
+        self.off = None if churn is None else Churn(churn, seed)
         self.clock, self.ready, self.since = 0.0, np.zeros(n), np.zeros(n)
         self.up, self.down, self.server_up, self.server_down, self.messages = (
             np.zeros(n),
@@ -344,7 +345,7 @@ class World:
 
         Yields (i, j): the upload of i is here, and j is given the newest model next; first (None, j) for each
         of the `active` devices (default: all) that begin at time 0. The next device is drawn among the idle
-        ones. down, up: payloads of a visit; flops: per device. Lost messages are sent again; a device that goes
+        ones that are on, if any is. Ends when all devices are gone for good. down, up: payloads of a visit; flops: per device. Lost messages are sent again; a device that goes
         off pauses until it is back. A finite server link is shared by all transfers under way.
         """
         active = self.n if active is None else active
@@ -369,21 +370,22 @@ class World:
                     seconds *= self.jitter(
                         uniform(np.array([i]), self.seed, "jitter", int(visits[i]))
                     )[0]
-                self.busy[i] += seconds
                 end = self._pause(i, now, seconds)
+                self.busy[i] += seconds if np.isfinite(end) else 0.0
             else:
                 key = uniform(np.array([i]), self.seed, what, int(visits[i]))
                 tries = int(_attempts(key, self.loss[[i]])[0])
                 self._account(i, what, size[what] * tries, tries)
                 start = self._pause(i, now, self.latency[i] * tries)
-                if what in shared:
+                if what in shared and np.isfinite(start):
                     heappush(events, (start, i, what + " flow"))
                     waiting[i] = (now, start, size[what] * tries)
                     return
                 end = self._pause(i, start, size[what] * tries / cap[what][i])
-                self.radio[i] += end - start
-            self._note([i], [now], [end - now], what)
-            heappush(events, (end, i, follow[what]))
+                self.radio[i] += end - start if np.isfinite(end) else 0.0
+            if np.isfinite(end):  # else the device is gone for good
+                self._note([i], [now], [end - now], what)
+                heappush(events, (end, i, follow[what]))
 
         waiting = {}
         for _ in range(active):
@@ -409,6 +411,8 @@ class World:
                     yield i, j
                     visits[j] += 1
                     begin(j, "receive", now)
+            elif soon[0] == np.inf:
+                return  # nobody is left
             else:
                 what = soon[1]
                 end, i = shared[what].pop()
@@ -418,10 +422,13 @@ class World:
                 heappush(events, (end, i, follow[what]))
 
     def _pick(self, idle):
-        """One of the idle devices, drawn; the only one without a draw."""
-        k = int(stream(self.seed, "pick", self._draw()).integers(len(idle))) if len(idle) > 1 else 0
-        idle[k], idle[-1] = idle[-1], idle[k]
-        return idle.pop()
+        """One of the idle devices, which leaves the list: drawn among those that are on, if any is."""
+        if len(idle) == 1:
+            return idle.pop()
+        there = list(self.online(idle)) or idle
+        j = int(there[stream(self.seed, "pick", self._draw()).integers(len(there))])
+        idle.remove(j)
+        return j
 
     def _account(self, i, what, size, tries):
         self.messages += tries
@@ -542,65 +549,3 @@ def _each(kind, n, find):
 def _column(records, field, n):
     values = np.array([getattr(r, field) for r in records], float)
     return np.full(n, values[0]) if len(values) == 1 else values
-
-
-class _Churn:
-    """When each device is off: alternating exponential times, or a trace."""
-
-    def __init__(self, churn, seed):
-        self.seed, self.spans, self.rng, self.means = seed, {}, {}, None
-        if isinstance(churn, tuple):
-            if len(churn) != 2 or not (churn[0] > 0 and churn[1] > 0):
-                raise UsageError(
-                    f"churn = {churn}; expected (mean seconds on, mean seconds off), both above 0"
-                )
-            self.means = churn
-        else:
-            frame = churn if isinstance(churn, pd.DataFrame) else pd.read_csv(churn)
-            if not {"device", "start", "end"} <= set(frame.columns):
-                raise UsageError(
-                    f"a churn trace has the columns device, start, end; found {list(frame.columns)}"
-                )
-            for i, start, end in (
-                frame[["device", "start", "end"]].sort_values("start").itertuples(index=False)
-            ):
-                if not start <= end:
-                    raise UsageError(
-                        f"churn trace: device {int(i)} is off from {start} s to {end} s; expected start <= end"
-                    )
-                spans = self.spans.setdefault(int(i), [])
-                if spans and start <= spans[-1][1]:  # overlapping times off are one
-                    start, end = spans[-1][0], max(spans.pop()[1], end)
-                spans.append((float(start), float(end)))
-
-    def _until(self, i, t):
-        """The spans off of device i, known at least to time t."""
-        spans = self.spans.setdefault(i, [])
-        if self.means is not None:
-            on, off = self.means
-            rng = self.rng.setdefault(i, stream(self.seed, "churn", i))
-            if not spans and rng.random() < off / (on + off):
-                spans.append((0.0, rng.exponential(off)))
-            while not spans or spans[-1][0] <= t:
-                start = (spans[-1][1] if spans else 0.0) + rng.exponential(on)
-                spans.append((start, start + rng.exponential(off)))
-        return spans
-
-    def next_off(self, i, t):
-        """When device i goes off next, from time t on: -inf if it is off at t, inf if never."""
-        for start, end in reversed(self._until(i, t)):
-            if start <= t < end:
-                return -np.inf
-            if end <= t:
-                break
-        return next((start for start, _ in self._until(i, t) if start > t), np.inf)
-
-    def finish(self, i, start, seconds):
-        """When work of so many seconds is done that pauses while device i is off."""
-        t = start
-        while True:
-            spans = [s for s in self._until(i, t) if s[1] > t]
-            if not spans or t + seconds <= spans[0][0]:
-                return t + seconds
-            seconds -= max(0.0, spans[0][0] - t)
-            t = spans[0][1]

@@ -39,7 +39,7 @@ def gradient(z, y, teacher, T, a):
     )[0]
 
 
-# ---- the loss of kd_logits ------------------------------------------------------------------------
+# ---- the loss of kd_logits ---------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("T", [1.0, 2.0, 4.0, 20.0])
@@ -70,7 +70,7 @@ def test_a_sure_teacher_at_temperature_1_is_a_label():
 
 
 def test_high_temperature_is_matching_of_logits():
-    """T -> infinity: the gradient tends to (z - z_t) / C for zero-mean logits, its error falls as 1 / T."""
+    """T -> infinity: the gradient tends to (z - z_t) / C for zero-mean logits, error in 1/T."""
     z, t = (v - v.mean(1, keepdim=True) for v in (randn(5, C), randn(5, C, seed=1)))
     errors = [
         float((gradient(z, torch.arange(5), t, T, 1.0) - (z - t) / C).norm())
@@ -81,7 +81,7 @@ def test_high_temperature_is_matching_of_logits():
     assert errors[1] / errors[2] == pytest.approx(10, rel=0.1)
 
 
-# ---- kd_logits ------------------------------------------------------------------------------------
+# ---- kd_logits ---------------------------------------------------------------------------------
 
 
 def test_kd_trains_on_the_teachers_outputs():
@@ -143,7 +143,7 @@ def test_until_the_outputs_arrive_the_device_has_its_labels():
     assert world.messages > 1
 
 
-# ---- federated_distillation_fd --------------------------------------------------------------------
+# ---- federated_distillation_fd -----------------------------------------------------------------
 
 
 def test_fd_without_regulariser_is_local_training_bit_for_bit():
@@ -158,17 +158,18 @@ def test_fd_without_regulariser_is_local_training_bit_for_bit():
 
 @pytest.mark.parametrize("gamma", [0.1, 1.0])
 @pytest.mark.parametrize("network", [None, mlp(5), cnn(2, 3)])
-def test_fd_by_autograd(gamma, network):
-    """Algorithm 1 device by device: CE(p, y) + gamma CE(p, Fhat_y), outputs collected while training."""
+@pytest.mark.parametrize("K, B", [(4, 6), (1, 3)])  # (1, 3): who has a class changes every round
+def test_fd_by_autograd(gamma, network, K, B):
+    """Algorithm 1 device by device: CE(p, y) + gamma CE(p, Fhat_y), outputs taken on the way."""
     task = small(n=4, samples=60, partition=dirichlet(0.3), network=network)
-    how = dict(K=4, B=6, eta=0.3)
-    found = models(federated_distillation_fd, 3, task=task, gamma=gamma, **how)
+    how = dict(K=K, B=B, eta=0.3)
+    found = models(federated_distillation_fd, 5, task=task, gamma=gamma, **how)
     Y, Fhat = [task.init() for _ in range(4)], [{} for _ in range(4)]
-    for r in range(3):
+    for r in range(5):
         means = []
         for i in range(4):
             seen = {}
-            for b in batches(task, i, (0, r), B=6, K=4):
+            for b in batches(task, i, (0, r), B=B, K=K):
                 x = Y[i].clone().requires_grad_()
                 log_p = torch.log_softmax(task.network(x, task.x[b]), 1)
                 loss = 0
@@ -297,7 +298,7 @@ def test_cross_entropy_is_the_hard_part():
     close(cross_entropy(z, y, None, None), torch.softmax(z, -1) - F.one_hot(y, C))
 
 
-# ---- claims ---------------------------------------------------------------------------------------
+# ---- claims ------------------------------------------------------------------------------------
 
 
 @pytest.mark.slow

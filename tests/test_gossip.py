@@ -1,3 +1,5 @@
+import itertools
+
 import numpy as np
 import pytest
 import torch
@@ -59,7 +61,7 @@ def skewed():
     return small(n=8, samples=240, partition=dirichlet(0.3))
 
 
-# ---- allreduce_sgd --------------------------------------------------------------------------------
+# ---- allreduce_sgd -----------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("algorithm", ["ring", "naive", "halving"])
@@ -121,13 +123,13 @@ def test_allreduce_goes_on_without_a_device():
         close(found[r + 1], found[r] - 0.5 * G.mean(0))
 
 
-# ---- d_psgd ---------------------------------------------------------------------------------------
+# ---- d_psgd ------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("adapt_first", [False, True])
 def test_complete_mixing_is_allreduce(skewed, adapt_first):
-    """W = J is all-reduce where the step comes first. Combining while adapting, the models differ by
-    their last steps, so that each device's gradient is taken at its own model."""
+    """W = J is all-reduce where the step comes first. Combining while adapting, the models differ
+    by their last steps, so that each device's gradient is taken at its own model."""
     W = GRAPHS["complete"]
     X = models(d_psgd, 6, task=skewed, W=W, eta=0.3, B=None, adapt_first=adapt_first)
     x = models(allreduce_sgd, 6, task=skewed, eta=0.3, B=None)
@@ -269,7 +271,22 @@ def test_a_device_that_is_off_does_nothing(skewed, method):
     assert (X[-1, 3] != X[0, 3]).any()
 
 
-# ---- choco_sgd ------------------------------------------------------------------------------------
+def test_choco_of_a_device_that_goes_off_stands_still(skewed):
+    how = dict(task=skewed, W=GRAPHS["ring"], Q=top_k(0.1), gamma=0.3, eta=0.3, B=7)
+    calm = World(8)
+    before = models(choco_sgd, 3, world=calm, **how)
+    steps = choco_sgd(world=World(8, churn=leaves(2, 0.99 * calm.clock)), **how)
+    last = {}
+    for r, X in enumerate(itertools.islice(steps, 9)):
+        now = {k: steps.gi_frame.f_locals[k][2].clone() for k in ("X", "Xhat", "S")}
+        if r <= 3:
+            assert torch.equal(X, before[r])
+        else:
+            assert all(torch.equal(now[k], last[k]) for k in now)
+        last = now
+
+
+# ---- choco_sgd ---------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("graph", GRAPHS)
@@ -310,8 +327,8 @@ def test_choco_in_matrix_form(on_quadratics, Q):
 
 def test_choco_is_the_authors_code_half_a_step_later(on_quadratics):
     """The authors' convex code mixes with the old replicas and compresses afterwards:
-    x <- x - eta g + gamma (W - I) xhat; xhat <- xhat + Q(x - xhat). With gradients that do not depend
-    on x (H = 0 and a linear term) its x is our y, the model before mixing."""
+    x <- x - eta g + gamma (W - I) xhat; xhat <- xhat + Q(x - xhat). With gradients that do not
+    depend on x its x is our y, the model before mixing."""
     W, eta, gamma, Q = GRAPHS["ring"], 0.1, 0.3, top_k(0.3)
     rng = torch.Generator().manual_seed(3)
     slope = torch.randn(8, 10, dtype=torch.float64, generator=rng)
@@ -351,7 +368,7 @@ def test_compressed_bytes():
 
 
 def test_choco_keeps_what_a_lost_message_missed(skewed):
-    """The receiver's s_i lacks W_ij q_j, the sender's replica has it: s_i = sum_j W_ij xhat_j - lost."""
+    """The receiver's s_i lacks W_ij q_j from then on, while the sender's replica has q_j."""
     W, gamma = GRAPHS["ring"], 0.3
     how = dict(task=skewed, W=W, Q=identity, gamma=gamma, eta=0.3, B=7)
     heard = models(choco_sgd, 1, **how)[1]

@@ -1,4 +1,4 @@
-"""Networks as functions of a flat vector: they equal torch's modules, and the layer profile counts right."""
+"""Networks as functions of a flat vector equal torch's modules; the layer profile counts right."""
 
 import pytest
 import torch
@@ -123,7 +123,7 @@ def test_layers_tile_the_vector_and_the_modules(name):
 
 
 def test_profile_of_an_mlp_by_hand():
-    """6-4-3: 2 FLOPs a multiply-add; backward the weights' gradient, and the input's but in the first layer."""
+    """6-4-3: 2 FLOPs a multiply-add; backward once for the weights, once for a needed input."""
     network = Network(mlp(4), (1, 2, 3), 3)
     first, last = network.layers
     assert (first.forward, first.backward) == (2 * 6 * 4, 2 * 6 * 4)
@@ -136,8 +136,8 @@ def test_profile_of_an_mlp_by_hand():
 
 
 def test_profile_of_a_cnn_by_hand():
-    """28 x 28: a 5x5 convolution of c1 = 2 channels gives 24 x 24, pooled 12 x 12; the next of c2 = 3 gives 8 x 8,
-    pooled 4 x 4, of which the linear layer takes 3 * 16."""
+    """28 x 28: the first 5x5 convolution gives 2 channels of 24 x 24, pooled 12 x 12; the
+    second 3 of 8 x 8, pooled 4 x 4, of which the linear layer takes 3 * 16."""
     network = Network(cnn(2, 3), (1, 28, 28), 10)
     forward = [2 * 25 * 1 * 2 * 24 * 24, 2 * 25 * 2 * 3 * 8 * 8, 2 * 48 * 10]
     assert [layer.forward for layer in network.layers] == forward

@@ -33,7 +33,7 @@ def states(method, rounds, task, world=None, **how):
         yield {k: steps.gi_frame.f_locals[k].clone() for k in ("x", "c", "c_i")}
 
 
-# ---- scaffold -------------------------------------------------------------------------------------
+# ---- scaffold ----------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("trouble", [{}, dict(loss=0.3), dict(loss=0.3, churn=(0.05, 0.05))])
@@ -77,15 +77,14 @@ def test_a_round_by_hand():
 
 
 def test_c_i_is_the_mean_of_the_gradients_seen():
-    """Option II: c_i+ = c_i - c + (x - y_i) / (steps eta_l); also where devices take unlike steps."""
+    """Option II: c_i+ = c_i - c + (x - y_i) / (steps eta_l), steps of the device's own."""
     task = small(partition=quantity(0.5))
     zero, first, second = states(scaffold, 2, task, S=6, B=8, E=2, eta_l=0.2)
     for i in range(6):
         for before, after, r in ((zero, first, 0), (first, second, 1)):
             y, seen = before["x"], []
             for b in batches(task, i, (0, r), B=8, E=2):
-                rows = torch.full((1, 1, len(b)), 0) + b
-                g = mean_gradient(task, y, rows[0, 0])
+                g = mean_gradient(task, y, b)
                 seen.append(g)
                 y = y - 0.2 * (g - before["c_i"][i] + before["c"])
             close(after["c_i"][i], torch.stack(seen).mean(0))
@@ -160,7 +159,7 @@ def test_scaffold_costs_twice_the_bytes_of_fedavg():
     assert worlds[0].messages == worlds[1].messages
 
 
-# ---- fedprox --------------------------------------------------------------------------------------
+# ---- fedprox -----------------------------------------------------------------------------------
 
 
 def test_fedprox_without_penalty_and_stragglers_is_fedavg_bit_for_bit():
@@ -194,8 +193,8 @@ def test_local_steps_with_the_penalty():
 @pytest.mark.parametrize("mu", [0.0, 0.5, 5.0])
 @pytest.mark.parametrize("E", [1, 7, 2000])
 def test_fixed_point_on_quadratics(on_quadratics, mu, E):
-    """E steps from x give y_i = x - Q_i (x - e_i), Q_i = eta sum_{k < E} (I - eta (H_i + mu I))^k H_i, so
-    x = (sum p_i Q_i)^-1 sum p_i Q_i e_i; E -> infinity: Q_i -> A_i = (H_i + mu I)^-1 H_i."""
+    """E steps from x: y_i = x - Q_i (x - e_i), Q_i = eta sum_{k < E} (I - eta (H_i + mu I))^k H_i,
+    so x* = (sum p_i Q_i)^-1 sum p_i Q_i e_i; E -> infinity: Q_i -> (H_i + mu I)^-1 H_i."""
     task, eta = Quadratic.random(6, sizes=[1, 2, 3, 4, 5, 6]), 0.05
     p = torch.as_tensor(task.sizes / task.sizes.sum())[:, None, None]
     if E == 2000:
@@ -257,7 +256,7 @@ def test_fedprox_costs_the_bytes_of_fedavg():
     assert worlds[0].totals() == worlds[1].totals()
 
 
-# ---- claims ---------------------------------------------------------------------------------------
+# ---- claims ------------------------------------------------------------------------------------
 
 
 def accuracy(method, partition, seed, rounds=30, **how):

@@ -1,4 +1,4 @@
-"""Stages, schedules, timetables and gradients, against formulas, drawn grids and serial autograd."""
+"""Stages, schedules, timetables and gradients, against formulas, drawn grids, serial autograd."""
 
 import itertools
 import os
@@ -28,8 +28,10 @@ from survey_lib.pipeline import (
     split,
     timetable,
 )
+from survey_lib.presets import Link
 from survey_lib.world import World
 
+FREE = Link(0.0, np.inf, np.inf)
 SCHEDULES = [one_by_one, fill_drain, one_f_one_b]
 
 
@@ -251,8 +253,8 @@ def test_fill_drain_equal_stages():
 
 
 def test_fill_drain_unequal_stages_with_delays():
-    """All forwards are a flow shop of M identical jobs: the first one crosses all stages, and behind
-    it one leaves every max f seconds; the same for the backwards."""
+    """All forwards are a flow shop of M identical jobs: the first one crosses all stages, and then
+    one leaves every max f seconds; the same for the backwards."""
     rng = np.random.default_rng(2)
     for _ in range(300):
         M, f, b = random_case(rng)
@@ -490,9 +492,10 @@ def dropout(shape, classes):
 
 
 def test_dropout_breaks_both_equalities():
-    """Random layers draw in the order of the timetable, so that samples meet other masks than in the
-    whole batch, and others again when a forward is repeated. With equal seeds only the unsplit batch,
-    computed once, agrees with the serial run."""
+    """Random layers draw in the order of the timetable, so that samples meet other masks than in
+    the whole batch, and others again when a forward is repeated. With equal seeds only the unsplit
+    batch, computed once, agrees with the serial run. The links are fast: were they so slow that the
+    first stage is through before the second begins, the draws would come in the serial order."""
     net, batch = network(build=dropout), some_batch(12)
     x = net.init(0, dtype=torch.float64)
 
@@ -503,7 +506,7 @@ def test_dropout_breaks_both_equalities():
 
     def gradient(M, **how):
         stages, sizes = split(net, (1,), torch.float64), micro_batches(12, M)
-        events = plan(World(2), stages, fill_drain, sizes, **how)
+        events = plan(World(2, link=FREE), stages, fill_drain, sizes, **how)
         return seeded(play, stages, x, batch, sizes, events)
 
     want = seeded(serial, net, x, batch)
@@ -518,7 +521,7 @@ HIDDEN, CUT, M = (24, 20, 16), 2, 4
 
 
 def worker(rank, folder):
-    """One stage in a process of its own: the gradients of both PyTorch schedules, saved to a file."""
+    """One stage in a process of its own: the gradients of both PyTorch schedules, to a file."""
     os.environ["GLOO_SOCKET_IFNAME"] = "lo"
     import torch.distributed as dist
     from torch.distributed.pipelining import PipelineStage, Schedule1F1B, ScheduleGPipe

@@ -95,8 +95,8 @@ def test_other_order_same_model():
 
 @pytest.mark.parametrize("cuts", ALL_CUTS)
 def test_naive_seconds_and_bytes(cuts):
-    """T = sum_k (f_k + b_k) + 2 sum over cuts (latency + bytes / bandwidth). 2 B a_k numbers of 8 bytes
-    per cut and step, whatever the number of parameters."""
+    """T = sum_k (f_k + b_k) + 2 sum over cuts (latency + bytes / bandwidth). 2 B a_k numbers of 8
+    bytes per cut and step, whatever the number of parameters."""
     t, steps, B, K = task(), 3, 16, len(cuts) + 1
     speed = np.array([4.0, 2.0, 1.0, 1.0])[:K] * 1e9
     world = World(K, device=[equal(s) for s in speed], link=Link(0.001, 2e6, 5e6))
@@ -131,7 +131,7 @@ def test_naive_is_no_faster_than_one_device():
 
 
 def test_gpipe_seconds_and_bytes_with_free_links():
-    """T = sum f + (M - 1) max f + sum b + (M - 1) max b, of micro-batches; bytes as naive, for any M."""
+    """T = sum f + (M - 1) max f + sum b + (M - 1) max b, of micro-batches; bytes as naive."""
     t, B, cuts, speed = task(), 16, (1, 2, 3), 1e9
     stages = split(t.network, cuts, t.dtype)
     f, b = np.array([(s.forward, s.backward) for s in stages]).T / speed

@@ -22,7 +22,7 @@ def devices(*speeds):
     return [Device(s, 1e9, 1, 2, 1.5, "test") for s in speeds]
 
 
-# ---- s(d) -----------------------------------------------------------------------------------------
+# ---- s(d) --------------------------------------------------------------------------------------
 
 
 def test_penalties_by_hand():
@@ -43,7 +43,7 @@ def test_penalties_fall_and_can_be_sent_to_other_processes(s):
     assert all(0 < b <= a <= 1 for a, b in pairwise(found))
 
 
-# ---- fedasync -------------------------------------------------------------------------------------
+# ---- fedasync ----------------------------------------------------------------------------------
 
 
 def test_one_device_with_alpha_1_is_sequential_local_sgd():
@@ -66,8 +66,8 @@ def test_alpha_0_moves_nothing():
 @pytest.mark.parametrize("s", [constant(), polynomial(), hinge(1, 1)])
 @pytest.mark.parametrize("active", [None, 2])
 def test_every_step_of_the_algorithm(s, active):
-    """x <- (1 - a) x + a y, a = alpha s(t - tau), with y trained at once where the device starts: the
-    order of the visits is all that is taken from the world, not what is trained or when."""
+    """x <- (1 - a) x + a y, a = alpha s(t - tau), with y trained at once where the device
+    starts: only the order of the visits is taken from the world."""
     task = small(partition=quantity(1.0))
     setting = dict(spread=loguniform(10), seed=1)
     found = values(
@@ -126,7 +126,7 @@ def test_equal_devices_are_n_minus_1_versions_stale():
 
 
 def test_bytes_of_a_visit():
-    """Down 4 d and up 4 d B; between visits the devices that are at work have had their download."""
+    """Down 4 d and up 4 d B; devices at work have had their download only."""
     task = small(n=4, partition=same_data, dtype=torch.float32)
     world = World(4)
     values(fedasync, 12, task=task, world=world, **HOW)

@@ -27,7 +27,7 @@ from survey_lib.world import World
 PARTITIONS = [iid(), shards(1), dirichlet(0.3), quantity(0.5)]
 
 
-# ---- fedsgd ---------------------------------------------------------------------------------------
+# ---- fedsgd ------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("partition", PARTITIONS)
@@ -49,7 +49,7 @@ def test_averaging_gradients_is_averaging_models_after_one_full_batch_step(S):
     close(a, c)
 
 
-# ---- fedavg ---------------------------------------------------------------------------------------
+# ---- fedavg ------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("network", [None, mlp(7)])
@@ -148,7 +148,7 @@ def test_time_of_a_round():
     device = Device(1e6, 1e9, 1, 2, 1.5, "test")
     world = World(3, device=device, link=Link(0.01, 1e4, 2e4))
     values(fedavg, 4, task=task, world=world, S=3, B=10, E=2, eta=0.1)
-    flops = 2 * 34 * task.d_flops if hasattr(task, "d_flops") else 2 * 34 * 2 * 2 * 64 * 10
+    flops = 2 * 34 * 2 * 2 * 64 * 10  # E epochs, forward and backward, 2 per multiply-add, 64 x 10
     model = 8 * task.d
     seconds = 0.01 + model / 2e4 + flops / 1e6 + 0.01 + model / 1e4
     assert world.clock == pytest.approx(4 * seconds, rel=1e-12)
@@ -164,7 +164,7 @@ def test_sample():
             sample(10, S, 0)
 
 
-# ---- stragglers -----------------------------------------------------------------------------------
+# ---- stragglers --------------------------------------------------------------------------------
 
 
 def test_partial_work():
@@ -234,7 +234,7 @@ def test_a_device_that_goes_off_during_a_round_does_not_count():
     close(found[2], train(task, [0], alone, eta=0.2, B=8, E=2, seed=(0, 1))[0])
 
 
-# ---- claims ---------------------------------------------------------------------------------------
+# ---- claims ------------------------------------------------------------------------------------
 
 
 @pytest.mark.slow

@@ -1,4 +1,4 @@
-"""Keyed random numbers: equal keys agree, unlike keys are independent, no draw depends on another."""
+"""Keyed random numbers: equal keys agree, unlike keys are independent, and so are all draws."""
 
 import hashlib
 

@@ -114,34 +114,35 @@ class Lab:
         baseline: str,
         data: str,
         label: str = "",
+        target: float | None = None,
     ) -> "Verdict":
         """The verdict on a method's claim, from the runs labelled `label` (default: the method)
-        against those labelled `baseline`; its line goes into the ledger. value: one run's history
-        -> the claim's metric."""
-        values = {}
+        against those labelled `baseline`; its line goes into the ledger.
+
+        value: one run's history -> the claim's metric. target: the accuracy that the metric waits
+        for, so that runs which never got there are counted and shown.
+        """
+        values, missed = [], []
         for name in (label or method, baseline):
             chosen = runs[runs["label"] == name]
             if chosen.empty:
-                raise UsageError(
-                    f'no runs are labelled "{name}"; there are {sorted(runs["label"].unique())}'
-                )
-            values[name] = {
-                int(seed): float(value(history)) for seed, history in chosen.groupby("seed")
-            }
-        return self.judge(method, values[label or method], values[baseline], data)
+                known = sorted(runs["label"].unique())
+                raise UsageError(f'no runs are labelled "{name}"; there are {known}')
+            values.append({int(seed): float(value(h)) for seed, h in chosen.groupby("seed")})
+            best = chosen.groupby("seed")["accuracy"].max()
+            missed.append(0 if target is None else int((best < target).sum()))
+        return self.judge(method, *values, data, missed=tuple(missed))
 
-    def judge(self, method: str, values: dict, baseline: dict, data: str) -> "Verdict":
+    def judge(self, method: str, values: dict, baseline: dict, data: str, missed=(0, 0)):
         """Like `record`, from one value per seed."""
         stated = claim(method)
         scale = 100 if stated.unit == "points" else 1
         pair = [{s: scale * v for s, v in group.items()} for group in (values, baseline)]
         effect = judge(stated, *pair)
         dataset = Path(data).name if data.endswith(".npz") else data
-        ledger.add(
-            self.out,
-            ledger.line(method, effect, dataset=dataset, scale=self.scale, notebook=self.notebook),
-        )
-        return Verdict(stated, effect, *pair)
+        where = dict(dataset=dataset, scale=self.scale, notebook=self.notebook)
+        ledger.add(self.out, ledger.line(method, effect, **where))
+        return Verdict(stated, effect, *pair, missed)
 
     def ledger(self) -> pd.DataFrame:
         """The ledger under OUT so far."""
@@ -168,8 +169,9 @@ def _reference(data):
 class Verdict:
     """A claim, its effect and the values behind it; shows itself as a paragraph."""
 
-    def __init__(self, stated: Claim, effect: Effect, values: dict, baseline: dict):
+    def __init__(self, stated: Claim, effect: Effect, values: dict, baseline: dict, missed):
         self.claim, self.effect, self.values, self.baseline = stated, effect, values, baseline
+        self.missed = missed  # runs of the method and of the baseline that never got to the target
 
     def row(self) -> dict:
         """For the forest plot: method, effect, ci_low, ci_high, least, unit, verdict."""

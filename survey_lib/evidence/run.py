@@ -47,9 +47,9 @@ def run(
         raise UsageError(
             f"{method.__name__} has no argument {', '.join(unknown)}; it has {', '.join(names)}"
         )
-    if world.n < task.n:
+    if world.n != task.n:
         raise UsageError(
-            f"the task has {task.n} devices, the world {world.n}; build them for the same number"
+            f"the task has {task.n} devices, the world {world.n}; build both for the same number"
         )
     rows, extras = [], []
     for r, value in enumerate(method(task, world, **arguments)):

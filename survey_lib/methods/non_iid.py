@@ -36,8 +36,13 @@ def scaffold(task, world, *, S, B, eta_l, E=None, K=None, eta_g=1.0, seed=0):
 
 
 def fedprox(task, world, *, mu, **fedavg_arguments):
-    """FedProx: FedAvg whose local loss adds mu/2 ||y - x||^2, and which takes in the stragglers' partial work.
-    Li T. et al., MLSys 2020, Algorithm 2. mu = 0 without stragglers is FedAvg; so is one local step for every mu."""
+    """FedProx: FedAvg whose local loss adds mu/2 ||y - x||^2 and which takes in partial work.
+    Li T. et al., MLSys 2020, Algorithm 2.
+
+    Devices are drawn uniformly and weighted by n_i, as in the authors' experiments and code (the
+    algorithm box draws by p_i and weights equally). mu = 0 without stragglers is FedAvg; so is
+    one local step for every mu.
+    """
     yield from fedavg(
         task, world, local=partial(local_sgd, mu=mu), include_partial=True, **fedavg_arguments
     )

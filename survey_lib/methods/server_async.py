@@ -38,12 +38,15 @@ def _hinge(d, a, b):
 def fedasync(
     task, world, *, alpha=0.6, s=polynomial(0.5), rho=0.005, E=1, B=10, eta=0.1, active=None, seed=0
 ):
-    """FedAsync: the server mixes in each model as it arrives, the less the staler. Xie, Koyejo, Gupta, OPT 2020, Algorithm 1.
+    """FedAsync: the server mixes in each model as it arrives, the less the staler it is.
+    Xie, Koyejo, Gupta, OPT 2020, Algorithm 1.
 
-    x (d,), version t. A device that received x at version tau runs E epochs on F_i(y) + rho/2 ||y - x||^2 and
-    sends y; on arrival x <- (1 - a) x + a y with a = alpha s(t - tau). Staleness t - tau counts the versions
-    made since the device's copy: 0 for a device alone. Per visit: down 4d B, up 4d B. Yields once per arrival.
-    alpha, rho, s: the paper's 0.6, 0.005, polynomial with 0.5. active: devices at work at once (default: all).
+    x (d,), version t. A device that received x at version tau runs E epochs on F_i(y) + rho/2
+    ||y - x||^2 and sends y; on arrival x <- (1 - a) x + a y with a = alpha s(t - tau). Staleness
+    t - tau counts the versions made since the device's copy, 0 for a device alone; counted from
+    the version about to be made it would be one more. Per visit: down 4d B, up 4d B. Yields once
+    per arrival. active: devices at work at once (default: all). alpha, rho: as in public
+    implementations. alpha = 1 and s = 1 with one device is local SGD in a row.
     """
     x, t = task.init(), 0  # (d,)
     flight, tau = InFlight(task, E=E, B=B, eta=eta, mu=rho), {}

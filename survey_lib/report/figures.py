@@ -45,7 +45,7 @@ AXIS = {
     "bytes": "data sent by all devices",
     "bytes_busiest": "data sent by the busiest device",
     "joules": "energy of all devices",
-    "accuracy": "accuracy (mean node)",
+    "accuracy": "test accuracy",
     "worst": "accuracy (worst node)",
     "averaged": "accuracy (averaged model)",
 }

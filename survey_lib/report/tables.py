@@ -75,6 +75,12 @@ def verdict_html(verdict) -> str:
         f"{claim.baseline} ({effect.seeds} seeds, mean \u00b1 95 %); effect {span}, "
         f"claimed {side} by {_least(claim)}."
     )
+    for who, count in zip((claim.method, claim.baseline), verdict.missed, strict=True):
+        if count:
+            measured += (
+                f" {count} of {effect.seeds} runs of {who} never got to the target and count "
+            )
+            measured += "with what they had spent at the end."
     head = f"<b>{claim.method}</b>: {badge(effect.verdict).data} <i>{web.escape(claim.text)}</i>"
     return f'<p style="margin:8px 0px">{head}{web.escape(measured)}</p>'
 

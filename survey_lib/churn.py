@@ -29,7 +29,8 @@ class Churn:
             ):
                 if not start <= end:
                     raise UsageError(
-                        f"churn trace: device {int(i)} is off from {start} s to {end} s; expected start <= end"
+                        f"churn trace: device {int(i)} is off from {start} s to {end} s; "
+                        "expected start <= end"
                     )
                 spans = self.spans.setdefault(int(i), [])
                 if spans and start <= spans[-1][1]:  # overlapping times off are one

@@ -17,7 +17,8 @@ Build = Callable[[Sequence[int], int], nn.Sequential]  # (input shape, classes) 
 
 
 def mlp(*hidden: int) -> Build:
-    """Multi-layer perceptron with ReLU between its layers: `mlp(200)` is 784-200-10 on Fashion-MNIST."""
+    """Multi-layer perceptron with ReLU between its layers: `mlp(200)` is 784-200-10 on
+    Fashion-MNIST."""
     return _Mlp(hidden)
 
 
@@ -27,7 +28,8 @@ def logistic() -> Build:
 
 
 def cnn(c1: int = 16, c2: int = 32) -> Build:
-    """Two 5x5 convolutions (3x3 below 20 pixels), each with ReLU and 2x2 max-pooling, and a linear layer."""
+    """Two 5x5 convolutions (3x3 below 20 pixels), each with ReLU and 2x2 max-pooling, and a linear
+    layer."""
     return _Cnn(c1, c2)
 
 
@@ -80,8 +82,9 @@ class Layer:
 
 
 def _channels_last(images):
-    """Images (b, channels, height, width) in the layout in which a CPU convolves fastest (1.4 times here). The
-    strides are set outright, since one channel passes for either layout and is then taken for the slow one."""
+    """Images (b, channels, height, width) in the layout in which a CPU convolves fastest (1.4 times
+    here). The strides are set outright, since one channel passes for either layout and is then
+    taken for the slow one."""
     if images.dim() != 4:
         return images
     _, c, h, w = images.shape
@@ -93,8 +96,8 @@ def _channels_last(images):
 class Network:
     """A network as a function of a flat vector: `network(x, images) -> logits`.
 
-    build: from mlp(), logistic(), cnn(), or any function (shape, classes) -> nn.Sequential without buffers.
-    d: number of parameters. dense: the (in, out) sizes where it is an MLP, else None.
+    build: from mlp(), logistic(), cnn(), or any function (shape, classes) -> nn.Sequential without
+    buffers. d: number of parameters. dense: the (in, out) sizes where it is an MLP, else None.
     """
 
     def __init__(self, build: Build, shape: Sequence[int], classes: int):
@@ -103,7 +106,8 @@ class Network:
             self.module = build(self.shape, classes).to("meta")
         if any(True for _ in self.module.buffers()):
             raise UsageError(
-                "a network with buffers (batch norm) has state outside its parameters; use a norm without"
+                "a network with buffers (batch norm) has state outside its parameters; "
+                "use a norm without"
             )
         self.names = [name for name, _ in self.module.named_parameters()]
         self.shapes = [p.shape for p in self.module.parameters()]

@@ -16,13 +16,14 @@ Partition = Callable[..., list[np.ndarray]]
 
 
 def iid(size: int | None = None) -> Partition:
-    """A random split in n nearly equal parts; with `size`, n independent draws of that many samples,
-    so that there can be more devices than samples."""
+    """A random split in n nearly equal parts; with `size`, n independent draws of that many
+    samples, so that there can be more devices than samples."""
     return partial(_iid, size=size)
 
 
 def shards(s: int = 2) -> Partition:
-    """Sort by label, cut in n s blocks, deal s blocks to each device. McMahan et al., AISTATS 2017, section 3."""
+    """Sort by label, cut in n s blocks, deal s blocks to each device. McMahan et al., AISTATS 2017,
+    section 3."""
     if s < 1:
         raise UsageError(f"shards({s}): every device needs at least one shard; use shards(2)")
     return partial(_shards, s=s)
@@ -31,15 +32,16 @@ def shards(s: int = 2) -> Partition:
 def dirichlet(alpha: float, per: str = "class") -> Partition:
     """Label skew by Dirichlet draws; smaller alpha, stronger skew.
 
-    per="class": for each class k, pi_k ~ Dir(alpha 1_n) cuts its samples at floor(cumsum(pi_k) n_k); sizes
-    vary (Yurochkin et al., ICML 2019; Li Q. et al., ICDE 2022).
-    per="client": q_i ~ Dir(alpha C p), p the class prior; each device draws the same number of samples; a
-    class that runs out is removed and q_i renormalised (Hsu et al., arXiv 1909.06335; Dir(alpha p) there).
-    A device left empty takes one sample from the largest device.
+    per="class": for each class k, pi_k ~ Dir(alpha 1_n) cuts its samples at floor(cumsum(pi_k)
+    n_k); sizes vary (Yurochkin et al., ICML 2019; Li Q. et al., ICDE 2022). per="client": q_i ~
+    Dir(alpha C p), p the class prior; each device draws the same number of samples; a class that
+    runs out is removed and q_i renormalised (Hsu et al., arXiv 1909.06335; Dir(alpha p) there). A
+    device left empty takes one sample from the largest device.
     """
     if not alpha > 0:
         raise UsageError(
-            f"dirichlet(alpha={alpha}): alpha must be above 0; try 0.1 (strong skew) to 100 (nearly IID)"
+            f"dirichlet(alpha={alpha}): alpha must be above 0; "
+            "try 0.1 (strong skew) to 100 (nearly IID)"
         )
     if per not in ("class", "client"):
         raise UsageError(f'dirichlet(per="{per}"): expected "class" or "client"')
@@ -116,7 +118,8 @@ def _fill(parts):
         j = int(sizes.argmax())
         if sizes[j] < 2:
             raise UsageError(
-                f"{len(parts)} devices but only {sizes.sum()} samples; use fewer devices or iid(size=...)"
+                f"{len(parts)} devices but only {sizes.sum()} samples; "
+                "use fewer devices or iid(size=...)"
             )
         parts[i], parts[j] = parts[j][-1:], parts[j][:-1]
         sizes[i], sizes[j] = 1, sizes[j] - 1
@@ -130,7 +133,7 @@ def label_counts(y: np.ndarray, parts: list[np.ndarray]) -> np.ndarray:
 
 
 def label_skew(counts: np.ndarray) -> float:
-    """Mean over samples of ||p_i - p||_1, from 0 (IID) to nearly 2: the "earth mover's distance" of Zhao et
-    al., arXiv 1806.00582, which is the L1 distance of label histograms."""
+    """Mean over samples of ||p_i - p||_1, from 0 (IID) to nearly 2: the "earth mover's distance" of
+    Zhao et al., arXiv 1806.00582, which is the L1 distance of label histograms."""
     p, q = counts / counts.sum(1, keepdims=True), counts.sum(0) / counts.sum()
     return float((counts.sum(1) / counts.sum()) @ np.abs(p - q).sum(1))

@@ -8,8 +8,8 @@ from survey_lib.errors import UsageError
 
 
 def metropolis(graph: nx.Graph) -> Tensor:
-    """(n, n) Metropolis-Hastings weights: W[i, j] = 1 / (1 + max(deg_i, deg_j)) on edges, the rest on the
-    diagonal. Symmetric and doubly stochastic on every graph."""
+    """(n, n) Metropolis-Hastings weights: W[i, j] = 1 / (1 + max(deg_i, deg_j)) on edges, the rest
+    on the diagonal. Symmetric and doubly stochastic on every graph."""
     graph = nx.convert_node_labels_to_integers(graph)
     W = torch.zeros(len(graph), len(graph), dtype=torch.float64)
     for i, j in graph.edges:
@@ -23,7 +23,7 @@ def ring(n: int) -> Tensor:
 
 
 def torus(n: int) -> Tensor:
-    """k x n/k grid with wrap-around, as square as n allows; gap 2/5 (1 - cos(2 pi / longer side))."""
+    """k x n/k grid with wrap-around, as square as n allows; gap 2/5 (1 - cos(2 pi / longer))."""
     k = max(k for k in range(1, int(n**0.5) + 1) if n % k == 0)
     if k < 3:
         raise UsageError(
@@ -64,8 +64,8 @@ def spectral_gap(W: Tensor) -> float:
 
 
 def heard(W: Tensor, arrived: Tensor) -> Tensor:
-    """The mixing that took place: where j's message did not arrive (arrived[i, j] False), i uses its own model
-    in its place. Rows still sum to 1; columns need not."""
+    """The mixing that took place: where j's message did not arrive (arrived[i, j] False), i uses
+    its own model in its place. Rows still sum to 1; columns need not."""
     kept = W * arrived
     kept = kept - torch.diag(kept.diagonal())
     return kept + torch.diag(1 - kept.sum(1))

@@ -1,7 +1,7 @@
 """A task: data split over devices, a network, local training of a cohort, evaluation. The hot path.
 
-Dense networks take gradients derived by hand, batched over chunks of the cohort; any other network goes
-device by device through autograd. Which path runs depends on the network's type only.
+Dense networks take gradients derived by hand, batched over chunks of the cohort; any other network
+goes device by device through autograd. Which path runs depends on the network's type only.
 """
 
 from collections.abc import Callable
@@ -28,10 +28,10 @@ CHUNK, WIDE = 2**21, 64  # parameters, devices trained at once: a stack that sta
 class Task:
     """Data split over n devices and a network.
 
-    data: a name or file for data.load, or a Data. partition: from partition.py. network: from models.py.
-    samples: use only so many training samples. seed: draws the split, the subset and the initial model.
-    Attributes: x (N, ...), y (N,), x_test, y_test, sizes (n,) samples per device, p (n,) their shares,
-    d parameters, network.
+    data: a name or file for data.load, or a Data. partition: from partition.py. network: from
+    models.py. samples: use only so many training samples. seed: draws the split, the subset and the
+    initial model. Attributes: x (N, ...), y (N,), x_test, y_test, sizes (n,) samples per device, p
+    (n,) their shares, d parameters, network.
     """
 
     def __init__(
@@ -115,8 +115,9 @@ class Task:
 def cross_entropy(z: Tensor, y: Tensor, rows: Tensor, members: Tensor) -> Tensor:
     """dL/dz of the cross-entropy, softmax(z) - onehot(y), for z (k, B, C) and y (k, B).
 
-    A loss is given by this derivative, per sample. rows (k, B) are the samples' indices in the training
-    data (-1: padding), members (k,) the devices' positions in the cohort, for losses that need them.
+    A loss is given by this derivative, per sample. rows (k, B) are the samples' indices in the
+    training data (-1: padding), members (k,) the devices' positions in the cohort, for losses that
+    need them.
     """
     return torch.softmax(z, -1).sub_(F.one_hot(y, z.shape[-1]))
 
@@ -136,11 +137,12 @@ def local_sgd(
     loss: Loss = cross_entropy,
     seed,
 ) -> Tensor:
-    """(k, d): the models of the devices `chosen` after y <- y - eta (g_i(y) + correct_i + mu (y - x)), from y = x.
+    """(k, d): the models of the devices `chosen` after y <- y - eta (g_i(y) + correct_i + mu (y -
+    x)), from y = x.
 
-    x: (d,) or (k, d) start models. E epochs of fresh permutations in batches of B (None: all samples), or K
-    steps. E, K: a number, or one per device. correct: (d,) or (k, d). mu: proximal weight. The devices compute
-    in the world for as long as that takes them.
+    x: (d,) or (k, d) start models. E epochs of fresh permutations in batches of B (None: all
+    samples), or K steps. E, K: a number, or one per device. correct: (d,) or (k, d). mu: proximal
+    weight. The devices compute in the world for as long as that takes them.
     """
     world.compute(chosen, work(task, chosen, B=B, E=E, K=K))
     return train(
@@ -149,8 +151,8 @@ def local_sgd(
 
 
 def gradients(task, world, chosen, X, *, B=None, loss: Loss = cross_entropy, seed) -> Tensor:
-    """(k, d): the gradient of each chosen device at its model X (d,) or (k, d), on one batch of B samples
-    (None: all of its samples)."""
+    """(k, d): the gradient of each chosen device at its model X (d,) or (k, d), on one batch of B
+    samples (None: all of its samples)."""
     world.compute(chosen, work(task, chosen, B=B, K=1))
     rows, weight, _ = schedule(task, chosen, B=B, K=1, seed=seed)
     X, G = _cohort(X, len(rows)), torch.empty(len(rows), task.d, dtype=task.dtype)
@@ -169,8 +171,9 @@ def work(task, chosen, *, B=None, E=None, K=None) -> np.ndarray:
 
 
 def schedule(task, chosen, *, B=None, E=None, K=None, seed):
-    """Which samples each device visits: rows (k, T, B) into the training data, -1 for padding; weight
-    (k, T, B), 1 / batch size for samples and 0 for padding; and steps (k,). Epoch e of device i is a permutation keyed by (seed, i)."""
+    """Which samples each device visits: rows (k, T, B) into the training data, -1 for padding;
+    weight (k, T, B), 1 / batch size for samples and 0 for padding; and steps (k,). Epoch e of
+    device i is a permutation keyed by (seed, i)."""
     steps, per_epoch = task.steps(chosen, B=B, E=E, K=K), task.steps(chosen, B=B, E=1)
     largest = int(task.sizes[chosen].max(initial=1))
     width = min(B or largest, largest)
@@ -273,8 +276,9 @@ def _stack(W, b):
 
 
 def _deltas(task, W, b, rows, weight, loss, members):
-    """Backpropagation by hand. Yields, from the last layer to the first, the layer's number j, dL/d(its output
-    before ReLU) (k, B, out), and its input (k, B, in); W[j], b[j] may be overwritten once yielded."""
+    """Backpropagation by hand. Yields, from the last layer to the first, the layer's number j,
+    dL/d(its output before ReLU) (k, B, out), and its input (k, B, in); W[j], b[j] may be
+    overwritten once yielded."""
     k, B = rows.shape
     h = [task.x.index_select(0, rows.reshape(-1).clamp(min=0)).view(k, B, -1)]
     for j in range(len(W)):
@@ -310,10 +314,12 @@ def _gradient(task, y, rows, weight, member, loss):
 
 
 class InFlight:
-    """Local trainings under way at asynchronous devices, done as late and as many at once as possible.
+    """Local trainings under way at asynchronous devices, done as late and as many at once as
+    possible.
 
-    `start(i, x, seed)` notes that device i begins at model x; `result(i)` trains every noted device in one
-    cohort when i's model is not there yet. What a device computes depends on its own start only.
+    `start(i, x, seed)` notes that device i begins at model x; `result(i)` trains every noted device
+    in one cohort when i's model is not there yet. What a device computes depends on its own start
+    only.
     """
 
     def __init__(self, task, **how):

@@ -1,7 +1,8 @@
-"""The simulated edge: devices, links, churn, one virtual clock, and the accounts of bytes and joules.
+"""The simulated edge: devices, links, churn, one virtual clock, and the accounts of bytes and
+joules.
 
-What passes through a move is weighed from the tensors themselves. The moves of one round leave at one
-instant; a move returns who was reached, so that a lost message can change nothing.
+What passes through a move is weighed from the tensors themselves. The moves of one round leave at
+one instant; a move returns who was reached, so that a lost message can change nothing.
 """
 
 from collections.abc import Callable, Iterator
@@ -72,14 +73,15 @@ def weigh(payload) -> int:
 class World:
     """n devices around an optional server, on one virtual clock.
 
-    n: devices. device, link: presets or records of presets.py, or a list of n names. spread: factors of the
-    devices' speeds. jitter: factors of each computation's time. loss: probability that a message is lost
-    (default: the link's). retry: send lost messages again until they arrive, at their cost. churn: (mean
-    seconds on, mean seconds off), or a CSV file or DataFrame with columns device, start, end of the times a
-    device is off. server: the server's (up, down) in B/s. record: keep a timeline for a Gantt chart.
+    n: devices. device, link: presets or records of presets.py, or a list of n names. spread:
+    factors of the devices' speeds. jitter: factors of each computation's time. loss: probability
+    that a message is lost (default: the link's). retry: send lost messages again until they arrive,
+    at their cost. churn: (mean seconds on, mean seconds off), or a CSV file or DataFrame with
+    columns device, start, end of the times a device is off. server: the server's (up, down) in B/s.
+    record: keep a timeline for a Gantt chart.
 
-    clock: s. ready (n,): when each device is free. Accounts: up, down (n,) bytes; server_up, server_down bytes;
-    messages; busy, radio, wait (n,) s.
+    clock: s. ready (n,): when each device is free. Accounts: up, down (n,) bytes; server_up,
+    server_down bytes; messages; busy, radio, wait (n,) s.
     """
 
     def __init__(
@@ -129,10 +131,11 @@ class World:
         self.draws = 0  # moves and computations so far: keys their draws
         self._known = {}  # durations of exchanges already worked out
 
-    # ---- who is there -------------------------------------------------------------------------------------------
+    # ---- who is there ----------------------------------------------------------------------------
 
     def online(self, chosen=None) -> np.ndarray:
-        """The devices among `chosen` (default: all) that are on now, ready for a round that begins now."""
+        """The devices among `chosen` (default: all) that are on now, ready for a round that begins
+        now."""
         chosen = np.arange(self.n) if chosen is None else np.asarray(chosen, dtype=int)
         if self.off is not None:
             chosen = chosen[[self.off.next_off(int(i), self.clock) > -np.inf for i in chosen]]
@@ -142,7 +145,7 @@ class World:
         )
         return chosen
 
-    # ---- work and moves of a round ------------------------------------------------------------------------------
+    # ---- work and moves of a round ---------------------------------------------------------------
 
     def compute(self, chosen, flops) -> None:
         """The chosen devices compute `flops` each, from when they are free."""
@@ -155,11 +158,12 @@ class World:
         self.ready[chosen] += seconds
 
     def broadcast(self, chosen, payload) -> np.ndarray:
-        """The server sends one payload to each chosen device, at the clock. Returns the devices it reached."""
+        """The server sends one payload to each chosen device, at the clock. Returns the devices it
+        reached."""
         return self._down(chosen, np.full(len(chosen), float(weigh(payload))))
 
     def scatter(self, chosen, payloads: list) -> np.ndarray:
-        """The server sends each chosen device a payload of its own. Returns the devices it reached."""
+        """The server sends each chosen device its own payload. Returns the devices it reached."""
         return self._down(chosen, np.array([weigh(p) for p in payloads], float))
 
     def _down(self, chosen, size):
@@ -186,11 +190,12 @@ class World:
         return reached
 
     def gather(self, chosen, payload) -> np.ndarray:
-        """The chosen devices send to the server, each when it is free; the server waits for all of them.
+        """The chosen devices send to the server, each when it is free; the server waits for all of
+        them.
 
-        payload: tensors with one leading row per chosen device, or a list with one payload each. Returns the
-        positions in `chosen` whose upload arrived: not lost, and from a device that was on since the broadcast.
-        A failed upload is waited for as long as it would have taken.
+        payload: tensors with one leading row per chosen device, or a list with one payload each.
+        Returns the positions in `chosen` whose upload arrived: not lost, and from a device that was
+        on since the broadcast. A failed upload is waited for as long as it would have taken.
         """
         chosen = np.asarray(chosen, dtype=int)
         if not len(chosen):
@@ -222,15 +227,18 @@ class World:
         return np.flatnonzero(arrived)
 
     def barrier(self, chosen) -> None:
-        """The clock moves to when all the chosen devices are done; without any, by PATIENCE seconds."""
+        """The clock moves to when all the chosen devices are done; without any, by PATIENCE
+        seconds."""
         ends = self.ready[np.asarray(chosen, dtype=int)]
         self.clock = max(self.clock, *ends) if len(ends) else self.clock + PATIENCE
 
     def exchange(self, W: Tensor, rows) -> Tensor:
-        """Every device sends its row to its neighbours, all at one instant: i hears j where W[i, j] is not 0.
+        """Every device sends its row to its neighbours, all at one instant: i hears j where W[i, j]
+        is not 0.
 
-        rows: a tensor (or tuple of tensors) with n leading rows. Returns arrived (n, n), True where i has j's
-        message; devices that are off neither send nor hear, and do not hold the others up.
+        rows: a tensor (or tuple of tensors) with n leading rows. Returns arrived (n, n), True where
+        i has j's message; devices that are off neither send nor hear, and do not hold the others
+        up.
         """
         if W.shape != (self.n, self.n):
             raise UsageError(
@@ -271,11 +279,12 @@ class World:
         return self._known[key]
 
     def allreduce(self, chosen, rows: Tensor, algorithm: str = "ring") -> Tensor:
-        """(d,): the sum of the chosen devices' rows (k, d), which each of them then holds; lost messages are
-        sent again. The ring adds block b in the order b, b + 1, ... around the ring.
+        """(d,): the sum of the chosen devices' rows (k, d), which each of them then holds; lost
+        messages are sent again. The ring adds block b in the order b, b + 1, ... around the ring.
 
-        ring: d numbers in k blocks, reduce-scatter then all-gather, 2 (k - 1) messages to one successor.
-        naive: everybody sends everything to everybody. halving: recursive halving and doubling, 2 log2 k messages.
+        ring: d numbers in k blocks, reduce-scatter then all-gather, 2 (k - 1) messages to one
+        successor. naive: everybody sends everything to everybody. halving: recursive halving and
+        doubling, 2 log2 k messages.
         """
         chosen = np.asarray(chosen, dtype=int)
         k, (_, d), item = len(chosen), rows.shape, rows.element_size()
@@ -336,17 +345,19 @@ class World:
             src, dst, size * tries, late * tries, self.bandwidth_up, self.bandwidth_down
         )
 
-    # ---- asynchronous devices -----------------------------------------------------------------------------------
+    # ---- asynchronous devices --------------------------------------------------------------------
 
     def arrivals(
         self, down, up, flops, *, active: int | None = None
     ) -> Iterator[tuple[int | None, int]]:
         """Asynchronous visits: device after device in the order their uploads reach the server.
 
-        Yields (i, j): the upload of i is here, and j is given the newest model next; first (None, j) for each
-        of the `active` devices (default: all) that begin at time 0. The next device is drawn among the idle
-        ones that are on, if any is. Ends when all devices are gone for good. down, up: payloads of a visit; flops: per device. Lost messages are sent again; a device that goes
-        off pauses until it is back. A finite server link is shared by all transfers under way.
+        Yields (i, j): the upload of i is here, and j is given the newest model next; first (None,
+        j) for each of the `active` devices (default: all) that begin at time 0. The next device is
+        drawn among the idle ones that are on, if any is. Ends when all devices are gone for good.
+        down, up: payloads of a visit; flops: per device. Lost messages are sent again; a device
+        that goes off pauses until it is back. A finite server link is shared by all transfers under
+        way.
         """
         active = self.n if active is None else active
         if not 0 < active <= self.n:
@@ -360,7 +371,8 @@ class World:
         follow = {"receive": "compute", "compute": "send", "send": "arrive"}
 
         def begin(i, what, now):
-            """Device i enters a phase at `now`; its end becomes an event, or a flow on a shared link."""
+            """Device i enters a phase at `now`; its end becomes an event, or a flow on a shared
+            link."""
             if what == "arrive":
                 heappush(events, (now, i, "arrive"))
                 return
@@ -422,7 +434,7 @@ class World:
                 heappush(events, (end, i, follow[what]))
 
     def _pick(self, idle):
-        """One of the idle devices, which leaves the list: drawn among those that are on, if any is."""
+        """One of the idle devices, which leaves the list: drawn among those that are on, if any."""
         if len(idle) == 1:
             return idle.pop()
         there = list(self.online(idle)) or idle
@@ -442,7 +454,7 @@ class World:
     def _pause(self, i, start, seconds):
         return start + seconds if self.off is None else self.off.finish(i, start, seconds)
 
-    # ---- timetables made elsewhere ------------------------------------------------------------------------------
+    # ---- timetables made elsewhere ---------------------------------------------------------------
 
     def link(self, d: int, e: int) -> tuple[float, float]:
         """(latency s, bandwidth B/s) of a message from device d to device e on idle links."""
@@ -451,7 +463,8 @@ class World:
         )
 
     def replay(self, events) -> None:
-        """Charge a timetable of pipeline.Event, whose times count from now; the clock moves to its end."""
+        """Charge a timetable of pipeline.Event, whose times count from now; the clock moves to its
+        end."""
         for e in events:
             if e.what == "send":
                 self.up[e.device] += e.nbytes
@@ -470,7 +483,7 @@ class World:
         self.clock += span
         self.ready[:] = self.clock
 
-    # ---- accounts -----------------------------------------------------------------------------------------------
+    # ---- accounts --------------------------------------------------------------------------------
 
     def joules(self) -> float:
         """Energy of all devices for what they did: computing, radio, and waiting within a round."""
@@ -480,8 +493,8 @@ class World:
         )
 
     def totals(self) -> dict:
-        """clock (s), bytes sent in all, bytes_busiest sent and received by the busiest node, the server
-        included, messages, joules."""
+        """clock (s), bytes sent in all, bytes_busiest sent and received by the busiest node, the
+        server included, messages, joules."""
         busiest = max((self.up + self.down).max(), self.server_up + self.server_down)
         sent = self.up.sum() + self.server_up
         return dict(
@@ -526,7 +539,8 @@ class World:
     def _check(self, chosen):
         if len(chosen) and not (0 <= chosen.min() and chosen.max() < self.n):
             raise UsageError(
-                f"devices {chosen.min()} to {chosen.max()} were chosen; the world has 0 to {self.n - 1}"
+                f"devices {chosen.min()} to {chosen.max()} were chosen; "
+                f"the world has 0 to {self.n - 1}"
             )
 
 

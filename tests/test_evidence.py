@@ -8,9 +8,8 @@ import pytest
 import torch
 
 from survey_lib.errors import Diverged, UsageError
-from survey_lib.evidence import Case, final, judge, reach, run, sweep, tune
+from survey_lib.evidence import Case, final, judge, reach, run, store, sweep, tune
 from survey_lib.evidence import ledger as ledgers
-from survey_lib.evidence import store
 from survey_lib.evidence.lab import Lab, seed_list
 from survey_lib.evidence.store import Store, canonical, source_hash, write_atomic
 from survey_lib.evidence.sweep import describe
@@ -187,7 +186,7 @@ def values(*numbers):
 
 
 def test_interval_by_hand():
-    # differences 1, 2, 3: mean 2, sd 1, t(0.975, 2) = 4.30265, half-width 4.30265 / sqrt(3) = 2.48414
+    # differences 1, 2, 3: mean 2, sd 1; t(0.975, 2) = 4.30265, / sqrt(3) = 2.48414
     effect = judge(claim(), values(1.0, 2.0, 3.0), values(0.0, 0.0, 0.0))
     assert effect.effect == 2
     np.testing.assert_allclose([effect.low, effect.high], [2 - 2.48414, 2 + 2.48414], atol=1e-5)

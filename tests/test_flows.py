@@ -102,8 +102,8 @@ def test_a_gap_without_flows_is_idle():
 
 def test_two_hops_by_hand():
     """a: 0 -> 2, b: 0 -> 3, c: 1 -> 3; uplink of 0 is 4, downlink of 3 is 2, else no limit. The
-    downlink of 3 is the tightest: b, c at 1 each; a takes the other 3 of the uplink. Sizes 6, 4, 8: a
-    is through at 2; b, c stay at 1, b is through at 4; c has 4 left, at 2: through at 6."""
+    downlink of 3 is the tightest: b, c at 1 each; a takes the other 3 of the uplink. Sizes 6, 4, 8:
+    a is through at 2; b, c stay at 1, b is through at 4; c has 4 left, at 2: through at 6."""
     up, down = [4, inf, inf, inf], [inf, inf, inf, 2]
     got = times([0, 0, 1], [2, 3, 3], [6, 4, 8], [0, 0, 0], up, down)
     np.testing.assert_allclose(got, [2, 4, 6], rtol=1e-12)
@@ -131,8 +131,8 @@ def test_flows_without_limits_beside_limited_ones():
 def test_max_min_textbook_example():
     """Four links and five flows of two links each, filled by hand.
 
-    Links A 1, B 3, C 2, D 10; flows AB, AC, BC, BD, CD. Shares: A 1/2, B 3/3, C 2/3, D 10/2, so that
-    AB = AC = 1/2. B has 5/2 left for 2, C has 3/2 for 2: BC = CD = 3/4. B has 7/4 left for BD.
+    Links A 1, B 3, C 2, D 10; flows AB, AC, BC, BD, CD. Shares: A 1/2, B 3/3, C 2/3, D 10/2, so
+    that AB = AC = 1/2. B has 5/2 left for 2, C has 3/2 for 2: BC = CD = 3/4. B has 7/4 left for BD.
     """
     links = np.array([[0, 0, 1, 1, 2], [1, 2, 2, 3, 3]])
     rates = max_min(links, np.array([1.0, 3.0, 2.0, 10.0]))
@@ -219,8 +219,8 @@ def test_a_link_serves_the_same_flow_again_and_again():
 
 @pytest.mark.parametrize("key", range(15))
 def test_general_flows_end_no_sooner_than_their_links_allow(key):
-    """Random two-hop flows: no flow beats its own links, no link carries more than its capacity, and
-    the order of the flows does not matter."""
+    """Random two-hop flows: no flow beats its own links, no link carries more than its capacity,
+    and the order of the flows does not matter."""
     rng = stream("general", key)
     n, m = 5, 18
     src, dst = rng.integers(n, size=m), rng.integers(n, size=m)

@@ -116,7 +116,8 @@ def test_a_notebook_without_a_parameter_is_refused(folder, tmp_path, capsys):
 def test_a_killed_kernel_is_named_and_the_others_go_on(folder, tmp_path, capsys):
     kill = "import os, signal\nos.kill(os.getpid(), signal.SIGKILL)"
     mark = (
-        "import json, os, pathlib\np = pathlib.Path(out, 'runs', 'under-way')\np.mkdir(parents=True)\n"
+        "import json, os, pathlib\np = pathlib.Path(out, 'runs', 'under-way')\n"
+        "p.mkdir(parents=True)\n"
         "_ = (p / f'{os.getpid()}.json').write_text(json.dumps({'run': 'fedavg, seed 3'}))"
     )
     folder(book(mark, kill, "1"))
@@ -141,6 +142,14 @@ def test_a_cell_that_raises_or_a_missing_sentinel_fails(folder, tmp_path, capsys
     )
 
 
+PROGRAM = """
+import pathlib, sys
+from survey_lib import reproduce as r
+r.NOTEBOOKS = pathlib.Path(sys.argv[1])
+sys.exit(r.reproduce(r.Settings(scale="quick", seeds="0-2", out=sys.argv[2], jobs=1)))
+"""
+
+
 def tree(out):
     """Every file of a build by its bytes, the store's bookkeeping apart."""
     files = [p for p in Path(out).rglob("*") if p.is_file() and "under-way" not in p.parts]
@@ -150,13 +159,9 @@ def tree(out):
 @pytest.mark.slow
 def test_killed_at_any_instant_and_started_again_gives_the_same_build(tmp_path):
     nbformat.write(book(RUNS), tmp_path / "01_small.ipynb")
-    program = (
-        "import sys, pathlib; from survey_lib import reproduce as r; r.NOTEBOOKS = pathlib.Path(sys.argv[1]);"
-        "sys.exit(r.reproduce(r.Settings(scale='quick', seeds='0-2', out=sys.argv[2], jobs=1)))"
-    )
 
     def start(out):
-        call = [sys.executable, "-c", program, str(tmp_path), str(out)]
+        call = [sys.executable, "-c", PROGRAM, str(tmp_path), str(out)]
         return subprocess.Popen(
             call, start_new_session=True, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL
         )
@@ -181,11 +186,7 @@ def test_killed_at_any_instant_and_started_again_gives_the_same_build(tmp_path):
 @pytest.mark.slow
 def test_two_at_once_do_not_damage_each_other(tmp_path):
     nbformat.write(book(RUNS), tmp_path / "01_small.ipynb")
-    program = (
-        "import sys, pathlib; from survey_lib import reproduce as r; r.NOTEBOOKS = pathlib.Path(sys.argv[1]);"
-        "sys.exit(r.reproduce(r.Settings(scale='quick', seeds='0-2', out=sys.argv[2], jobs=1)))"
-    )
-    call = [sys.executable, "-c", program, str(tmp_path), str(tmp_path / "both")]
+    call = [sys.executable, "-c", PROGRAM, str(tmp_path), str(tmp_path / "both")]
     both = [
         subprocess.Popen(call, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
         for _ in range(2)

@@ -103,8 +103,8 @@ def test_round_waits_for_the_slowest_device():
 
 
 def test_unequal_links_by_hand():
-    """An upload of 1e6 B at 1e6 and at 2e6 B/s through a server of 2.5e6 B/s: the first is capped at 1e6, the
-    second has 1.5e6 left: 1 s and 2/3 s."""
+    """An upload of 1e6 B at 1e6 and at 2e6 B/s through a server of 2.5e6 B/s: the first is capped
+    at 1e6, the second has 1.5e6 left: 1 s and 2/3 s."""
     links = [replace(LINK, latency=0.0), replace(LINK, latency=0.0, up=2e6)]
     w = world(2, link=links, server=(float("inf"), 2.5e6))
     w.gather([0, 1], payload(10**6, 2))
@@ -223,8 +223,8 @@ def test_ring_time_and_volume_of_equal_devices(n):
 
 @pytest.mark.parametrize(("n", "d"), [(3, 100), (7, 1000), (8, 1003), (6, 4)])
 def test_ring_volume_of_uneven_blocks(n, d):
-    """Device i sends all blocks but i + 1 when scattering and all but i + 2 when gathering: within two numbers of
-    2 (n - 1) / n d, and 2 (n - 1) d in all."""
+    """Device i sends all blocks but i + 1 when scattering and all but i + 2 when gathering: within
+    two numbers of 2 (n - 1) / n d, and 2 (n - 1) d in all."""
     w = world(n)
     w.allreduce(np.arange(n), torch.zeros(n, d))
     assert np.abs(w.up / 4 - 2 * (n - 1) / n * d).max() <= 2
@@ -237,7 +237,8 @@ def test_ring_volume_of_uneven_blocks(n, d):
 
 @pytest.mark.parametrize("k", [1, 2, 3])
 def test_halving_doubling(k):
-    """2 log2 n messages a device of d/2, d/4, ... numbers and back: the ring's volume, fewer latencies."""
+    """2 log2 n messages a device of d/2, d/4, ... numbers and back: the ring's volume, fewer
+    latencies."""
     n, d = 2**k, 1600
     w = world(n)
     w.allreduce(np.arange(n), torch.zeros(n, d), "halving")
@@ -328,7 +329,8 @@ def test_a_message_between_devices_meets_both_access_links():
 
 @pytest.mark.parametrize("p", [0.1, 0.5, 0.8])
 def test_retries_follow_the_geometric_law(p):
-    """Each message arrives, after 1 / (1 - p) sendings on average, j or more with probability p^(j - 1)."""
+    """Each message arrives, after 1 / (1 - p) sendings on average, j or more with probability p^(j
+    - 1)."""
     n = 20_000
     w = world(n, loss=p, retry=True)
     assert len(w.broadcast(np.arange(n), payload(8))) == n
@@ -419,8 +421,8 @@ def test_times_on_and_off_have_their_means():
 
 
 def test_a_device_that_goes_off_during_the_round_loses_its_upload(tmp_path):
-    """A round lasts 0.01 + 0.001 + 0.2 + 0.01 + 0.004 = 0.225 s. 1 is off while it computes and back before it
-    sends; 2 is off from the start; 3 goes off after the round."""
+    """A round lasts 0.01 + 0.001 + 0.2 + 0.01 + 0.004 = 0.225 s. 1 is off while it computes and
+    back before it sends; 2 is off from the start; 3 goes off after the round."""
     trace = tmp_path / "trace.csv"
     trace.write_text("device,start,end\n1,0.1,0.15\n2,0,0.2\n3,0.3,9\n")
     w = world(4, churn=str(trace))

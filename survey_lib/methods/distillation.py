@@ -14,7 +14,8 @@ from survey_lib.training import Task, cross_entropy, local_sgd, train
 
 @dataclass(frozen=True)
 class Teacher:
-    """How the server trains its model on all training data: epochs of SGD in batches of B with step eta."""
+    """How the server trains its model on all training data: epochs of SGD in batches of B with step
+    eta."""
 
     network: Build = mlp(256, 256)
     epochs: int = 40
@@ -42,8 +43,8 @@ def _teach(teacher, data, seed, dtype):
 
 
 def distil(z, y, rows, members, *, teacher: Tensor, T: float, a: float) -> Tensor:
-    """dL/dz of (1 - a) CE(y, p(z, 1)) + a T^2 KL(p(teacher, T) || p(z, T)), p(z, T) = softmax(z / T); teacher (N, C).
-    Hinton, Vinyals, Dean, arXiv 1503.02531, section 2."""
+    """dL/dz of (1 - a) CE(y, p(z, 1)) + a T^2 KL(p(teacher, T) || p(z, T)), p(z, T) = softmax(z /
+    T); teacher (N, C). Hinton, Vinyals, Dean, arXiv 1503.02531, section 2."""
     soft = torch.softmax(z / T, -1) - torch.softmax(teacher[rows] / T, -1)
     return (1 - a) * cross_entropy(z, y, rows, members) + a * T * soft
 
@@ -51,10 +52,10 @@ def distil(z, y, rows, members, *, teacher: Tensor, T: float, a: float) -> Tenso
 def kd_logits(task, world, *, K, B, eta, teacher=Teacher(), T=4.0, a=0.9, seed=0):
     """Response distillation with temperature. Hinton, Vinyals, Dean, arXiv 1503.02531, 2015.
 
-    The server trains a teacher on all data and sends the device the outputs for the device's own samples, once:
-    4 C n_i B. The device trains the student x (d,) on (1 - a) CE + a T^2 KL. a = 0 is training on hard labels,
-    which the device also does until the outputs have arrived. Yields every K steps.
-    T = 4 and a = 0.9 are usual choices.
+    The server trains a teacher on all data and sends the device the outputs for the device's own
+    samples, once: 4 C n_i B. The device trains the student x (d,) on (1 - a) CE + a T^2 KL. a = 0
+    is training on hard labels, which the device also does until the outputs have arrived. Yields
+    every K steps. T = 4 and a = 0.9 are usual choices.
     """
     outputs, x, arrived = teacher.logits(task), task.init(), False
     for r in itertools.count():
@@ -74,13 +75,14 @@ def student_hard_labels(task, world, *, K, B, eta, seed=0):
 
 
 def federated_distillation_fd(task, world, *, K, B, eta, gamma=1.0, seed=0):
-    """FD: devices exchange mean outputs per class. Jeong et al., NeurIPS workshop MLPCD 2018, Algorithm 1.
+    """FD: devices exchange mean outputs per class. Jeong et al., NeurIPS workshop MLPCD 2018,
+    Algorithm 1.
 
-    Y (n, d), one model per device. While training K steps, device i averages its softmax outputs over its samples
-    of true class l, F_il; it sends them with a bit per class, 4 C^2 + ceil(C / 8) B. The server returns for
-    each class the mean over the other devices that have it, as many bytes. Local loss: CE(p, y) + gamma CE(p,
-    Fhat_y), the second term only for classes with a target. gamma = 0 is local training.
-    The paper's "logit" is the softmax output.
+    Y (n, d), one model per device. While training K steps, device i averages its softmax outputs
+    over its samples of true class l, F_il; it sends them with a bit per class, 4 C^2 + ceil(C / 8)
+    B. The server returns for each class the mean over the other devices that have it, as many
+    bytes. Local loss: CE(p, y) + gamma CE(p, Fhat_y), the second term only for classes with a
+    target. gamma = 0 is local training. The paper's "logit" is the softmax output.
     """
     C = task.classes
     Y = task.init().repeat(task.n, 1)  # (n, d)
@@ -110,7 +112,8 @@ def federated_distillation_fd(task, world, *, K, B, eta, gamma=1.0, seed=0):
 
 
 def regularised(z, y, rows, members, *, target, known, gamma, total, count) -> Tensor:
-    """dL/dz of FD's local loss, which also adds the outputs to total (k, C, C) and count (k, C) by true class."""
+    """dL/dz of FD's local loss, which also adds the outputs to total (k, C, C) and count (k, C) by
+    true class."""
     p, real = torch.softmax(z, -1), (rows >= 0).to(z.dtype)
     k, C = members[:, None].expand_as(y), z.shape[-1]
     total.view(-1, C).index_add_(0, (k * C + y).reshape(-1), (p * real[..., None]).reshape(-1, C))
@@ -120,8 +123,8 @@ def regularised(z, y, rows, members, *, target, known, gamma, total, count) -> T
 
 
 def leave_one_out(mean: Tensor, has: Tensor) -> tuple[Tensor, Tensor]:
-    """For each device and class the mean of the others' rows mean (k, C, C) among those that have the class
-    (k, C), and whether there is any."""
+    """For each device and class the mean of the others' rows mean (k, C, C) among those that have
+    the class (k, C), and whether there is any."""
     weight = has.to(mean.dtype)[..., None]
     others = weight.sum(0) - weight
     return ((weight * mean).sum(0) - weight * mean) / others.clamp(min=1), others[..., 0] > 0

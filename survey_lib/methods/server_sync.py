@@ -25,7 +25,8 @@ def mean(rows: Tensor, weight) -> Tensor:
 
 
 def fedsgd(task, world, *, S, eta, seed=0):
-    """FedSGD: one full-batch gradient of each sampled device a round. McMahan et al., AISTATS 2017, section 2.
+    """FedSGD: one full-batch gradient of each sampled device a round. McMahan et al., AISTATS 2017,
+    section 2.
 
     x <- x - eta sum_i (n_i / n_S) grad F_i(x), n_S = the samples of the devices that answered.
     Per sampled device: down x = 4d B; up g_i = 4d B. S = n: a gradient step on the pooled data.
@@ -56,12 +57,12 @@ def fedavg(
 ):
     """FedAvg: average of models after local SGD. McMahan et al., AISTATS 2017, Algorithm 1.
 
-    S of n devices a round, drawn without replacement; each runs E epochs (or K steps) of SGD in batches of B
-    from x; x <- sum_i (n_i / n_S) y_i, n_S over the devices that answered (the paper's box divides by all n,
-    which shrinks the model when S < n; its text and experiments take the sampled ones).
-    Per sampled device: down x = 4d B; up y_i = 4d B. E = 1, B = None (all samples) is FedSGD.
-    stragglers: share of the sampled devices that manage only 1 .. E - 1 epochs, drawn uniformly (Li et al.,
-    MLSys 2020, section 5.2); they are dropped unless include_partial.
+    S of n devices a round, drawn without replacement; each runs E epochs (or K steps) of SGD in
+    batches of B from x; x <- sum_i (n_i / n_S) y_i, n_S over the devices that answered (the paper's
+    box divides by all n, which shrinks the model when S < n; its text and experiments take the
+    sampled ones). Per sampled device: down x = 4d B; up y_i = 4d B. E = 1, B = None (all samples)
+    is FedSGD. stragglers: share of the sampled devices that manage only 1 .. E - 1 epochs, drawn
+    uniformly (Li et al., MLSys 2020, section 5.2); they are dropped unless include_partial.
     """
     x = task.init()  # (d,)
     for r in itertools.count():

@@ -15,6 +15,7 @@ from pathlib import Path
 import nbformat
 import pandas as pd
 import papermill
+import zmq
 from filelock import FileLock, Timeout
 from traitlets.config import Config
 
@@ -28,8 +29,8 @@ from survey_lib.tables import TABLES, claim
 
 HERE = Path(__file__).parent.parent
 NOTEBOOKS, RESULTS = HERE / "notebooks", HERE / "results"
-# kernels are reached over sockets of the file system where there are such, not over TCP
-PRIVATE = Config(KernelManager={"transport": "ipc"} if os.name == "posix" else {})
+# nobody else on the machine can listen to a notebook's kernel
+PRIVATE = Config(KernelManager={"transport_encryption": "auto" if zmq.has("curve") else "disabled"})
 
 
 @dataclass(frozen=True)
@@ -171,6 +172,7 @@ def execute(path: Path, settings: Settings, out: Path, jobs: int = 1) -> str:
             kernel_name="python3",
             cwd=str(path.parent),
             progress_bar=False,
+            start_timeout=300,
             config=PRIVATE,
         )
     except Exception as failure:  # a cell that raises, a kernel that dies, a disk that is full

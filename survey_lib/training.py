@@ -180,10 +180,8 @@ def schedule(task, chosen, *, B=None, E=None, K=None, seed):
     rows = np.full((len(steps), steps.max(initial=0), width), -1, dtype=np.int64)
     weight = np.zeros(rows.shape)
     for j, i in enumerate(chosen):
-        rng, own = (
-            stream(seed[j] if isinstance(seed, list) else seed, "batch", int(i)),
-            task.rows(i),
-        )
+        key = seed[j] if isinstance(seed, list) else seed
+        rng, own = stream(key, "batch", int(i)), task.rows(i)
         epoch, n = per_epoch[j] * width, len(own)
         flat, flat_weight = rows[j].reshape(-1), weight[j].reshape(-1)
         counts = np.full(per_epoch[j], width)
@@ -205,25 +203,14 @@ def train(
     drift = None
     if mu or correct is not None:  # the part of the step that does not change: eta (mu x - correct)
         drift = eta * (mu * x - (0 if correct is None else _cohort(correct, len(rows))))
-    order = torch.from_numpy(
-        np.argsort(-steps, kind="stable")
-    )  # longest first, so that the active are a prefix
+    # the longest first, so that those still training are a prefix
+    order = torch.from_numpy(np.argsort(-steps, kind="stable"))
     step = _train_dense if task.network.dense else _train_any
     Y = torch.empty(len(rows), task.d, dtype=task.dtype)
     for part in _chunks(task, order):
         push = None if drift is None else drift[part]
-        Y[part] = step(
-            task,
-            x[part],
-            rows[part],
-            weight[part],
-            steps[part.numpy()],
-            eta,
-            1 - eta * mu,
-            push,
-            loss,
-            part,
-        )
+        batches = rows[part], weight[part], steps[part.numpy()]
+        Y[part] = step(task, x[part], *batches, eta, 1 - eta * mu, push, loss, part)
     return Y
 
 

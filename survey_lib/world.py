@@ -5,6 +5,7 @@ What passes through a move is weighed from the tensors themselves. The moves of 
 one instant; a move returns who was reached, so that a lost message can change nothing.
 """
 
+from collections import Counter
 from collections.abc import Callable, Iterator
 from functools import partial
 from heapq import heappop, heappush
@@ -128,7 +129,7 @@ class World:
         )
         self.busy, self.radio, self.wait = np.zeros(n), np.zeros(n), np.zeros(n)
         self.timeline = [] if record else None
-        self.draws = 0  # moves and computations so far: keys their draws
+        self.draws = Counter()  # of moves and computations so far, by kind: keys their draws
         self._known = {}  # durations of exchanges already worked out
 
     # ---- who is there ----------------------------------------------------------------------------
@@ -152,7 +153,9 @@ class World:
         chosen = np.asarray(chosen, dtype=int)
         seconds = np.broadcast_to(flops, chosen.shape) / self.speed[chosen]
         if self.jitter is not None:
-            seconds = seconds * self.jitter(uniform(chosen, self.seed, "jitter", self._draw()))
+            seconds = seconds * self.jitter(
+                uniform(chosen, self.seed, "jitter", self._draw("jitter"))
+            )
         self._note(chosen, self.ready[chosen], seconds, "compute")
         self.busy[chosen] += seconds
         self.ready[chosen] += seconds
@@ -336,7 +339,7 @@ class World:
     def _hop(self, src, dst, size):
         """Seconds of messages that leave together; lost ones are sent again."""
         p = 1 - (1 - self.loss[src]) * (1 - self.loss[dst])
-        tries = _attempts(uniform(src * self.n + dst, self.seed, "hop", self._draw()), p)
+        tries = _attempts(uniform(src * self.n + dst, self.seed, "hop", self._draw("hop")), p)
         late = np.maximum(self.latency[src], self.latency[dst])
         np.add.at(self.up, src, size * tries)
         np.add.at(self.down, dst, size * tries)
@@ -438,7 +441,7 @@ class World:
         if len(idle) == 1:
             return idle.pop()
         there = list(self.online(idle)) or idle
-        j = int(there[stream(self.seed, "pick", self._draw()).integers(len(there))])
+        j = int(there[stream(self.seed, "pick", self._draw("pick")).integers(len(there))])
         idle.remove(j)
         return j
 
@@ -465,28 +468,31 @@ class World:
     def replay(self, events) -> None:
         """Charge a timetable of pipeline.Event, whose times count from now; the clock moves to its
         end."""
+        span = max((e.end for e in events), default=0.0)
+        active = {i: [] for e in events for i in (e.device, e.to) if i is not None}
         for e in events:
             if e.what == "send":
                 self.up[e.device] += e.nbytes
                 self.down[e.to] += e.nbytes
                 self.messages += 1
-                self.radio[e.device] += e.end - e.start
-                self.radio[e.to] += e.end - e.start
+                self.radio[[e.device, e.to]] += e.end - e.start
+                active[e.to].append((e.start, e.end))
             else:
                 self.busy[e.device] += e.end - e.start
+            active[e.device].append((e.start, e.end))
             self._note([e.device], [self.clock + e.start], [e.end - e.start], e.what)
-        span = max((e.end for e in events), default=0.0)
-        for i in {e.device for e in events}:
-            self.wait[i] += span - sum(
-                e.end - e.start for e in events if e.device == i and e.what != "send"
-            )
+        for i, spans in active.items():
+            self.wait[i] += span - _covered(spans)
         self.clock += span
         self.ready[:] = self.clock
 
     # ---- accounts --------------------------------------------------------------------------------
 
     def joules(self) -> float:
-        """Energy of all devices for what they did: computing, radio, and waiting within a round."""
+        """Energy of all devices for what they did: computing, radio, and waiting in a round that
+        they cannot leave (gossip, collectives, pipelines; a server's device is done when it has
+        sent).
+        """
         w = self.watts
         return float(
             (w["compute"] * self.busy + w["radio"] * self.radio + w["idle"] * self.wait).sum()
@@ -517,9 +523,10 @@ class World:
                 name = what if ok is None or ok[k] else "failed"
                 self.timeline.append((int(i), float(start[k]), float(start[k] + seconds[k]), name))
 
-    def _draw(self):
-        self.draws += 1
-        return self.draws
+    def _draw(self, what):
+        """How often this kind of draw was made: relatives meet the same failures in round r."""
+        self.draws[what] += 1
+        return self.draws[what]
 
     def _tries(self, nodes, what, others=None):
         """How often each message is sent, and whether it arrives."""
@@ -528,7 +535,7 @@ class World:
             if others is None
             else 1 - (1 - self.loss[nodes]) * (1 - self.loss[others])
         )
-        draw = self._draw()
+        draw = self._draw(what)
         if not p.any():
             return np.ones(len(p), int), np.ones(len(p), bool)
         u = uniform(nodes if others is None else nodes * self.n + others, self.seed, what, draw)
@@ -542,6 +549,15 @@ class World:
                 f"devices {chosen.min()} to {chosen.max()} were chosen; "
                 f"the world has 0 to {self.n - 1}"
             )
+
+
+def _covered(spans):
+    """Seconds that at least one of the (start, end) spans covers."""
+    total, until = 0.0, -np.inf
+    for start, end in sorted(spans):
+        total += max(0.0, end - max(start, until))
+        until = max(until, end)
+    return total
 
 
 def _attempts(u, p):

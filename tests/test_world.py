@@ -777,7 +777,7 @@ def test_replay_charges_a_timetable():
     np.testing.assert_allclose(w.down, [40, 100, 0])
     np.testing.assert_allclose(w.busy, [1, 2, 0])
     np.testing.assert_allclose(w.radio, [0.75, 0.75, 0])
-    np.testing.assert_allclose(w.wait, [2.75, 1.75, 0])  # what is not computing
+    np.testing.assert_allclose(w.wait, [2, 1, 0])  # neither computing nor sending or receiving
     np.testing.assert_allclose(w.ready, 13.75)
     gantt = w.gantt()
     assert list(gantt.start) == [10, 11, 11.5, 13.5] and list(gantt.what) == [

@@ -121,6 +121,9 @@ def _reproduce(paths, settings, out):
 
 def _run_all(paths, settings, out):
     """(minutes by notebook, failures): the notebooks side by side as far as there are processes."""
+    for line in (out / "evidence").glob("*.json"):  # a line that no cell records any more must go
+        if json.loads(line.read_text())["notebook"] in [p.stem for p in paths]:
+            line.unlink()
     side_by_side = min(settings.jobs, len(paths))
     jobs = max(1, settings.jobs // side_by_side)
     minutes, failures, done = {}, [], threading.Event()
@@ -158,9 +161,6 @@ def execute(path: Path, settings: Settings, out: Path, jobs: int = 1) -> str:
         return (
             f"{path.stem}: its parameters cell lacks {', '.join(sorted(unknown))}; add them there"
         )
-    for line in (out / "evidence").glob("*.json"):
-        if json.loads(line.read_text())["notebook"] == path.stem:
-            line.unlink()
     part = out / "progress" / f"{path.stem}.ipynb"
     part.parent.mkdir(parents=True, exist_ok=True)
     error = ""

@@ -244,7 +244,7 @@ def test_fedprox_takes_in_partial_work():
     epochs = partial_work(E, 0.5, chosen, 0, 0)
     Y = train(task, chosen, task.init(), eta=0.2, B=8, E=epochs, mu=mu, seed=(0, 0))
     close(found[1], mean(Y, task.sizes[chosen]))
-    include = models(fedavg, 3, include_partial=True, **how)
+    include = models(fedavg, 3, keep=True, **how)
     assert torch.equal(models(fedprox, 3, mu=0.0, **how), include)
 
 

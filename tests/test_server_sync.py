@@ -185,7 +185,7 @@ def test_partial_work():
 def test_stragglers_are_dropped_or_included(include):
     task, S, E = small(partition=quantity(1.0)), 4, 4
     world = World(task.n)
-    how = dict(S=S, B=8, E=E, eta=0.2, stragglers=0.5, include_partial=include)
+    how = dict(S=S, B=8, E=E, eta=0.2, stragglers=0.5, keep=include)
     found = models(fedavg, 2, task=task, world=world, **how)
     x = task.init()
     for r in range(2):
@@ -219,7 +219,7 @@ def test_a_round_of_stragglers_alone_keeps_the_model_and_takes_time():
 def test_no_stragglers_is_the_plain_round_bit_for_bit():
     how = dict(S=3, B=8, E=2, eta=0.2)
     plain = models(fedavg, **how)
-    assert torch.equal(plain, models(fedavg, stragglers=0.0, include_partial=True, **how))
+    assert torch.equal(plain, models(fedavg, stragglers=0.0, keep=True, **how))
     assert torch.equal(plain, models(fedavg, local=local_sgd, **how))
 
 

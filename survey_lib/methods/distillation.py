@@ -52,10 +52,10 @@ def distil(z, y, rows, members, *, teacher: Tensor, T: float, a: float) -> Tenso
 def kd_logits(task, world, *, K, B, eta, teacher=Teacher(), T=4.0, a=0.9, seed=0):
     """Response distillation with temperature. Hinton, Vinyals, Dean, arXiv 1503.02531, 2015.
 
-    The server trains a teacher on all data and sends the device the outputs for the device's own
-    samples, once: 4 C n_i B. The device trains the student x (d,) on (1 - a) CE + a T^2 KL. a = 0
-    is training on hard labels, which the device also does until the outputs have arrived. Yields
-    every K steps. T = 4 and a = 0.9 are usual choices.
+    The server trains a teacher on all data and sends the device its outputs for the device's own
+    samples, once: 4 C n_i B. The device trains the student x (d,) on (1 - a) CE + a T^2 KL, and on
+    hard labels until the outputs have arrived. Yields every K steps.
+    T = 4 and a = 0.9 are usual choices. a = 0 is training on hard labels.
     """
     outputs, x, arrived = teacher.logits(task), task.init(), False
     for r in itertools.count():
@@ -75,14 +75,15 @@ def student_hard_labels(task, world, *, K, B, eta, seed=0):
 
 
 def federated_distillation_fd(task, world, *, K, B, eta, gamma=1.0, seed=0):
-    """FD: devices exchange mean outputs per class. Jeong et al., NeurIPS workshop MLPCD 2018,
-    Algorithm 1.
+    """FD: devices exchange mean outputs per class.
+    Jeong et al., NeurIPS workshop MLPCD 2018, Algorithm 1.
 
     Y (n, d), one model per device. While training K steps, device i averages its softmax outputs
-    over its samples of true class l, F_il; it sends them with a bit per class, 4 C^2 + ceil(C / 8)
-    B. The server returns for each class the mean over the other devices that have it, as many
-    bytes. Local loss: CE(p, y) + gamma CE(p, Fhat_y), the second term only for classes with a
-    target. gamma = 0 is local training. The paper's "logit" is the softmax output.
+    over its samples of true class l: F_il (the paper's "logit" is the softmax output).
+    Up: F_i and a bit per class it has, 4 C^2 + ceil(C / 8) B; down: for each class the mean over
+    the other devices that have it, as many bytes.
+    Local loss: CE(p, y) + gamma CE(p, Fhat_y), the second term only for classes with a target.
+    gamma = 0 is local training.
     """
     C = task.classes
     Y = task.init().repeat(task.n, 1)  # (n, d)

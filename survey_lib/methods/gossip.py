@@ -9,13 +9,14 @@ from survey_lib.training import gradients
 
 
 def allreduce_sgd(task, world, *, eta, B, algorithm="ring", seed=0):
-    """AllReduce-SGD: every device takes the mean gradient step. Ring collectives as in Luehr,
-    NVIDIA blog, 2016.
+    """AllReduce-SGD: every device takes the mean gradient step.
+    Ring collectives as in Luehr, NVIDIA blog, 2016.
 
-    x (d,) is the same on all devices: x <- x - eta (1/n) sum_i g_i(x). The ring moves 2 (n - 1)
-    messages and 2 (n - 1) / n models to one successor per device; algorithm="naive" moves n - 1
-    models to n - 1 others. One step of n devices with batch B is an SGD step with batch n B. A
-    round has only the devices that are on.
+    x (d,) is the same on all devices: x <- x - eta (1/n) sum_i g_i(x).
+    The ring moves 2 (n - 1) messages and 2 (n - 1) / n models to one successor per device;
+    algorithm="naive" moves n - 1 models to n - 1 others.
+    One step of n devices with batch B is an SGD step with batch n B. A round has only the devices
+    that are on.
     """
     x = task.init()  # (d,)
     for r in itertools.count():
@@ -28,14 +29,15 @@ def allreduce_sgd(task, world, *, eta, B, algorithm="ring", seed=0):
 
 
 def d_psgd(task, world, *, W, eta, B, adapt_first=False, seed=0):
-    """D-PSGD: mix with the neighbours and take a local gradient step. Lian et al., NeurIPS 2017,
-    Algorithm 1.
+    """D-PSGD: mix with the neighbours and take a local gradient step.
+    Lian et al., NeurIPS 2017, Algorithm 1.
 
-    X (n, d), one model per device; W (n, n) doubly stochastic. X <- W X - eta G(X), the gradient at
-    the model before mixing. adapt_first: X <- W (X - eta G(X)), "adapt then combine". Per device:
-    deg_i models sent. The mean model moves by -eta mean_i g_i(x_i), for any doubly stochastic W;
-    with W = J and adapt_first it is AllReduce-SGD. Where a message is lost, the receiver uses its
-    own model in its place; a device that is off does nothing.
+    X (n, d), one model per device; W (n, n) doubly stochastic. X <- W X - eta G(X), the gradient
+    at the model before mixing. adapt_first: X <- W (X - eta G(X)), "adapt then combine".
+    Per device: deg_i models sent.
+    The mean model moves by -eta mean_i g_i(x_i), for any doubly stochastic W; with W = J and
+    adapt_first it is AllReduce-SGD. Where a message is lost, the receiver uses its own model in
+    its place; a device that is off does nothing.
     """
     X = task.init().repeat(task.n, 1)  # (n, d)
     W = W.to(X.dtype)
@@ -52,15 +54,15 @@ def d_psgd(task, world, *, W, eta, B, adapt_first=False, seed=0):
 
 
 def choco_sgd(task, world, *, W, Q, gamma, eta, B, seed=0):
-    """CHOCO-SGD: gossip of compressed differences to public replicas. Koloskova, Stich, Jaggi, ICML
-    2019, Algorithm 2.
+    """CHOCO-SGD: gossip of compressed differences to public replicas.
+    Koloskova, Stich, Jaggi, ICML 2019, Algorithm 2, in the memory-efficient form of its appendix.
 
-    Device i: x_i, its public replica xhat_i and s_i = sum_j W_ij xhat_j, each (d,), replicas from
-    0. y_i = x_i - eta g_i(x_i); q_i = Q(y_i - xhat_i), sent to the neighbours; xhat_i += q_i, s_i
-    += sum_j W_ij q_j; x_i = y_i + gamma (s_i - xhat_i), the memory-efficient form of the paper's
-    appendix. Q: from compression.py; gamma: consensus step, to be tuned. Keeps mean_i x_i - eta
-    mean_i g_i for any Q; Q = identity and gamma = 1 is D-PSGD with adapt_first. A lost message
-    leaves sender and receiver with unlike replicas from then on.
+    Device i: x_i, its public replica xhat_i and s_i = sum_j W_ij xhat_j, each (d,), from 0.
+    y_i = x_i - eta g_i(x_i);  q_i = Q(y_i - xhat_i), sent to the neighbours;
+    xhat_i += q_i;  s_i += sum_j W_ij q_j;  x_i = y_i + gamma (s_i - xhat_i).
+    Q: from compression.py; gamma: consensus step, to be tuned.
+    The mean model moves by -eta mean_i g_i(x_i), for any Q; Q = identity and gamma = 1 is D-PSGD
+    with adapt_first. A lost message leaves sender and receiver with unlike replicas for good.
     """
     X = task.init().repeat(task.n, 1)  # (n, d)
     W = W.to(X.dtype)

@@ -10,14 +10,15 @@ from survey_lib.training import local_sgd
 
 
 def scaffold(task, world, *, S, B, eta_l, E=None, K=None, eta_g=1.0, seed=0):
-    """SCAFFOLD: local steps corrected by control variates. Karimireddy et al., ICML 2020, Algorithm
-    1, option II.
+    """SCAFFOLD: local steps corrected by control variates.
+    Karimireddy et al., ICML 2020, Algorithm 1, option II.
 
-    Server: x, c (d,). Device i: c_i (d,), kept between rounds. S devices a round, E epochs or K
-    steps each. Per sampled device: down (x, c) = 8d B; up (y_i - x, c_i+ - c_i) = 8d B: twice
-    FedAvg. Keeps c = mean_i c_i, for any participation and loss. Devices count equally, as in the
-    paper; with c frozen at 0 and equal shares this is FedAvg. eta_g = 1 is the paper's choice in
-    its experiments.
+    Server: x, c (d,). Device i: c_i (d,), kept between rounds.
+    Per sampled device: down (x, c) = 8d B; up (y_i - x, c_i+ - c_i) = 8d B: twice FedAvg.
+    S: devices a round; E epochs or K steps each; eta_l, eta_g: local and global step (paper:
+    eta_g = 1). Devices count equally, as in the paper.
+    Keeps c = mean_i c_i, for any participation and loss. With c frozen at 0 and equal shares this
+    is FedAvg.
     """
     x = task.init()  # (d,)
     c, c_i = torch.zeros_like(x), torch.zeros(task.n, len(x), dtype=x.dtype)  # (d,), (n, d)
@@ -45,6 +46,4 @@ def fedprox(task, world, *, mu, **fedavg_arguments):
     algorithm box draws by p_i and weights equally). mu = 0 without stragglers is FedAvg; so is
     one local step for every mu.
     """
-    yield from fedavg(
-        task, world, local=partial(local_sgd, mu=mu), include_partial=True, **fedavg_arguments
-    )
+    yield from fedavg(task, world, local=partial(local_sgd, mu=mu), keep=True, **fedavg_arguments)

@@ -42,27 +42,17 @@ def fedsgd(task, world, *, S, eta, seed=0):
 
 
 def fedavg(
-    task,
-    world,
-    *,
-    S,
-    B,
-    eta,
-    E=None,
-    K=None,
-    local=local_sgd,
-    stragglers=0.0,
-    include_partial=False,
-    seed=0,
+    task, world, *, S, B, eta, E=None, K=None, local=local_sgd, stragglers=0.0, keep=False, seed=0
 ):
     """FedAvg: average of models after local SGD. McMahan et al., AISTATS 2017, Algorithm 1.
 
     S of n devices a round, drawn without replacement; each runs E epochs (or K steps) of SGD in
-    batches of B from x; x <- sum_i (n_i / n_S) y_i, n_S over the devices that answered (the paper's
-    box divides by all n, which shrinks the model when S < n; its text and experiments take the
-    sampled ones). Per sampled device: down x = 4d B; up y_i = 4d B. E = 1, B = None (all samples)
-    is FedSGD. stragglers: share of the sampled devices that manage only 1 .. E - 1 epochs, drawn
-    uniformly (Li et al., MLSys 2020, section 5.2); they are dropped unless include_partial.
+    batches of B from x; x <- sum_i (n_i / n_S) y_i, n_S over the devices that answered (the
+    paper's box divides by all n, which shrinks the model when S < n; its text takes the sampled).
+    Per sampled device: down x = 4d B; up y_i = 4d B. E = 1, B = None (all samples) is FedSGD.
+
+    stragglers: share of the sampled devices that manage only 1 .. E - 1 epochs, drawn uniformly
+    (Li et al., MLSys 2020, section 5.2); their work is dropped unless keep.
     """
     x = task.init()  # (d,)
     for r in itertools.count():
@@ -70,7 +60,7 @@ def fedavg(
         chosen = world.broadcast(sample(task.n, S, seed, r), x)
         epochs = partial_work(E, stragglers, chosen, seed, r) if stragglers else E
         Y = local(task, world, chosen, x, eta=eta, B=B, E=epochs, K=K, seed=(seed, r))  # (k, d)
-        sent = np.flatnonzero(np.broadcast_to((epochs == E) | include_partial, len(chosen)))
+        sent = np.flatnonzero(np.broadcast_to((epochs == E) | keep, len(chosen)))
         if len(chosen) and not len(sent):
             world.barrier(chosen)  # gather would wait for nobody
         up = sent[world.gather(chosen[sent], Y[sent])]

@@ -69,11 +69,10 @@ def verdict_html(verdict) -> str:
         *sorted((effect.low, effect.high)),
         "x" if claim.effect == "ratio" else claim.unit,
     )
-    side = {1: "larger", -1: "smaller"}[claim.direction]
     measured = (
         f" Measured, {claim.metric}: {means[0]}{unit} against {means[1]}{unit} for "
         f"{claim.baseline} ({effect.seeds} seeds, mean \u00b1 95 %); effect {span}, "
-        f"claimed {side} by {_least(claim)}."
+        f"claimed {_claimed(claim)}."
     )
     for who, count in zip((claim.method, claim.baseline), verdict.missed, strict=True):
         if count:
@@ -85,10 +84,15 @@ def verdict_html(verdict) -> str:
     return f'<p style="margin:8px 0px">{head}{web.escape(measured)}</p>'
 
 
-def _least(claim) -> str:
-    if claim.effect == "ratio":
-        return f"a factor {'of' if claim.least > 1 else 'above'} {claim.least:.3g}"
-    return f"{claim.least:g} {claim.unit} or more"
+def _claimed(claim) -> str:
+    """The direction and the least effect of a claim in words."""
+    side, ratio = {1: "larger", -1: "smaller"}[claim.direction], claim.effect == "ratio"
+    if (claim.least < 1) if ratio else (claim.least < 0):  # a margin
+        other = {1: "smaller", -1: "larger"}[claim.direction]
+        return f"at most {f'a factor {1 / claim.least:.3g}' if ratio else -claim.least} {other}"
+    if ratio:
+        return f"{side} by a factor {'of' if claim.least > 1 else 'above'} {claim.least:.3g}"
+    return f"{side} by {claim.least:g} {claim.unit} or more"
 
 
 def html(frame: pd.DataFrame, caption: str | None = None) -> HTML:

@@ -9,7 +9,8 @@ from pygments import highlight
 from pygments.formatters import HtmlFormatter
 from pygments.lexers import PythonLexer
 
-BOX = "background:#F8F8F8;color:#1A1A1A;padding:8px 12px;margin:0;line-height:1.35;overflow-x:auto"
+BOX = "background:#F8F8F8;color:#1A1A1A;padding:8px 12px;margin:0;line-height:1.35;"
+BOX += "white-space:pre;overflow-x:auto"
 
 
 def show_source(*functions) -> HTML:

@@ -99,3 +99,14 @@ def test_the_published_ledger_is_whole():
     assert (frame["seeds"] >= 5).all() and (frame["scale"] == "full").all()
     for line in frame.itertuples():
         assert line.claim == CLAIMS[line.method].text and line.ref == CLAIMS[line.method].ref
+
+
+@pytest.mark.slow
+def test_the_readmes_own_method_runs(tmp_path, monkeypatch, capsys):
+    from survey_lib.reproduce import HERE
+
+    (code,) = re.findall(r"```python\n(.*?)```", (HERE / "README.md").read_text(), re.S)
+    monkeypatch.chdir(tmp_path)
+    exec(code, {"__name__": "readme"})
+    said = capsys.readouterr().out
+    assert "half_step" in said and "fedavg" in said

@@ -137,6 +137,15 @@ def test_the_source_hash_follows_calls_within_the_methods(monkeypatch):
     assert after[0] != before[0] and after[1] == before[1]  # fedprox calls fedavg, fedsgd does not
 
 
+def test_a_method_typed_into_a_shell_has_a_key_that_follows_its_helpers():
+    def typed(helper):
+        space = {"__name__": "__main__"}
+        exec(f"def helper(x): return {helper}\ndef method(task): yield helper(task)", space)
+        return source_hash(space["method"])
+
+    assert typed("x + 1") == typed("x + 1") != typed("x + 2")
+
+
 def test_canonical_tells_tensors_and_partials_apart():
     assert canonical(torch.eye(2)) != canonical(torch.ones(2, 2))
     assert canonical(partial(fedavg, S=1)) != canonical(partial(fedavg, S=2))

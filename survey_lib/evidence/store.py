@@ -6,6 +6,7 @@ import hashlib
 import importlib.metadata
 import inspect
 import json
+import marshal
 import os
 import platform
 import tempfile
@@ -92,7 +93,10 @@ def source_hash(function) -> str:
         digest.update(_source(f).encode())
         for name, target in _targets(f):
             module = inspect.getmodule(target)
-            if module is None or not module.__name__.startswith("survey_lib"):
+            typed = module is None or module.__name__ == "__main__"  # in a notebook or a shell
+            if typed and inspect.isfunction(target):
+                todo.append(target)
+            elif module is None or not module.__name__.startswith("survey_lib"):
                 digest.update(
                     f"{name}={target!r}".encode() if isinstance(target, int | float | str) else b""
                 )
@@ -108,8 +112,8 @@ def source_hash(function) -> str:
 def _source(f):
     try:
         return inspect.getsource(f)
-    except (OSError, TypeError):  # a method typed into a shell has no file
-        return repr(getattr(getattr(f, "__code__", f), "co_code", f))
+    except (OSError, TypeError):  # typed into a shell: there is no file
+        return marshal.dumps(f.__code__).hex()
 
 
 def _targets(f):
@@ -123,7 +127,7 @@ def _targets(f):
         if code is not None:
             names |= set(code.co_names)
             codes += [c for c in code.co_consts if inspect.iscode(c)]
-    space = getattr(f, "__globals__", vars(inspect.getmodule(f)))
+    space = f.__globals__ if hasattr(f, "__globals__") else vars(inspect.getmodule(f))
     found = [(name, space.get(name)) for name in sorted(names)]
     defaults = [
         *(getattr(f, "__defaults__", None) or ()),

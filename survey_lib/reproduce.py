@@ -89,13 +89,10 @@ def reproduce(settings: Settings) -> int:
     """Everything from the notebooks to the comparison; the exit code."""
     settings = settings.checked()
     paths, out = notebooks(settings.only), Path(settings.out).absolute()
-    out.mkdir(parents=True, exist_ok=True)
-    for name in (
-        {settings.dataset}
-        if settings.dataset
-        else {"digits", *(["fashion_mnist"] * (settings.scale == "full"))}
-    ):
+    own = ["digits", "fashion_mnist"] if settings.scale == "full" else ["digits"]
+    for name in [settings.dataset] if settings.dataset else own:
         data.load(name)
+    out.mkdir(parents=True, exist_ok=True)
     lock = FileLock(out / ".lock")
     try:
         lock.acquire(timeout=1)

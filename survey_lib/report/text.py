@@ -55,7 +55,7 @@ def effect_text(effect: float, low: float, high: float, unit: str) -> str:
     d = decimals((high - low) / 2)
     if not math.isfinite(effect):
         return "not finite"
-    if low == high:
+    if math.isclose(low, high, rel_tol=1e-9):
         return f"{before}{effect:{sign}.3g} for every seed{after}"
     if d is None:
         return f"{before}{effect:{sign}.3g} (no interval){after}"

@@ -121,6 +121,7 @@ def _run_all(paths, settings, out):
     for line in (out / "evidence").glob("*.json"):  # a line that no cell records any more must go
         if json.loads(line.read_text())["notebook"] in [p.stem for p in paths]:
             line.unlink()
+    shutil.rmtree(out / "runs" / "under-way", ignore_errors=True)  # marks of runs killed before
     side_by_side = min(settings.jobs, len(paths))
     jobs = max(1, settings.jobs // side_by_side)
     minutes, failures, done = {}, [], threading.Event()

@@ -57,7 +57,7 @@ def kd_logits(task, world, *, K, B, eta, teacher=Teacher(), T=4.0, a=0.9, seed=0
     hard labels until the outputs have arrived. Yields every K steps.
     T = 4 and a = 0.9 are usual choices. a = 0 is training on hard labels.
     """
-    outputs, x, arrived = teacher.logits(task), task.init(), False
+    outputs, x, arrived = teacher.logits(task) if a > 0 else None, task.init(), False
     for r in itertools.count():
         yield x
         if not arrived:

@@ -297,7 +297,7 @@ def assemble(out: Path, settings: Settings) -> pd.DataFrame:
 
 def _with_least(frame):
     """The ledger with each claim's least effect, in the claimed direction."""
-    claims = [claim(m) for m in frame["method"]]
+    claims = [claim(m, t) for m, t in zip(frame["method"], frame["table"], strict=True)]
     return frame.assign(least=[c.least for c in claims], direction=[c.direction for c in claims])
 
 

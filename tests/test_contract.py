@@ -161,7 +161,7 @@ def test_every_method_is_here():
         if inspect.isgeneratorfunction(f) and f.__module__ == m.__name__ and name[0] != "_"
     }
     assert public == set(METHODS) | OWN_PROBLEM
-    assert set(CLAIMS) - NOT_METHODS <= public
+    assert {method for _, method in CLAIMS} - NOT_METHODS <= public
     for name in public:
         arguments = list(inspect.signature(find(name)).parameters.values())
         assert [p.name for p in arguments[:2]] == ["task", "world"]

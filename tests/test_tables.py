@@ -165,11 +165,13 @@ def test_unknown_numbers_are_usage_errors_that_name_the_known():
 
 def test_claim_looks_a_method_up(monkeypatch):
     module = types.ModuleType("survey_lib.tables.claims")
-    module.CLAIMS = {"fedavg": a_claim()}
+    module.CLAIMS = {(1, "fedavg"): a_claim()}
     monkeypatch.setitem(sys.modules, module.__name__, module)
-    assert claim("fedavg") == a_claim()
+    assert claim("fedavg") == claim("fedavg", 1) == a_claim()
     with pytest.raises(UsageError, match=r"no claim for 'sasgd'.*fedavg"):
         claim("sasgd")
+    with pytest.raises(UsageError, match=r"no claim for 'fedavg' in table 3"):
+        claim("fedavg", 3)
 
 
 @pytest.mark.parametrize(
@@ -200,8 +202,8 @@ def test_a_claim_may_carry_a_margin_of_being_no_worse():
 def test_every_claim_is_about_a_method_of_a_table_and_a_work_of_the_list():
     from survey_lib.tables.claims import CLAIMS
 
-    for method, stated in CLAIMS.items():
-        assert stated.method == method and find(method), method
+    for (number, method), stated in CLAIMS.items():
+        assert stated.method == method and method in TABLES[number].methods, method
         assert reference(stated.ref), method
 
 

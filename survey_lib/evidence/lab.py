@@ -135,7 +135,8 @@ class Lab:
 
     def judge(self, method: str, values: dict, baseline: dict, data: str, missed=(0, 0)):
         """Like `record`, from one value per seed."""
-        stated = claim(method)
+        table, _ = ledger.place(method, self.notebook)
+        stated = claim(method, table.number)
         scale = 100 if stated.unit == "points" else 1
         pair = [{s: scale * v for s, v in group.items()} for group in (values, baseline)]
         effect = judge(stated, *pair)

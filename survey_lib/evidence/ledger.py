@@ -6,9 +6,10 @@ from pathlib import Path
 
 import pandas as pd
 
+from survey_lib.errors import UsageError
 from survey_lib.evidence.store import write_atomic
 from survey_lib.evidence.verdict import Effect
-from survey_lib.tables import TABLES, claim, find
+from survey_lib.tables import TABLES, Row, Table, claim, find
 
 COLUMNS = (
     "table row ref method claim baseline metric unit effect ci_low ci_high seeds verdict".split()
@@ -18,8 +19,8 @@ COLUMNS = (
 
 def line(method: str, effect: Effect, *, dataset: str, scale: str, notebook: str) -> dict:
     """The ledger line of a method in the notebook's table."""
-    stated = claim(method)
-    table, row = next((t, r) for t, r in find(method) if t.notebook == notebook)
+    table, row = place(method, notebook)
+    stated = claim(method, table.number)
     return dict(
         table=table.number,
         row=row.number,
@@ -38,6 +39,14 @@ def line(method: str, effect: Effect, *, dataset: str, scale: str, notebook: str
         scale=scale,
         notebook=notebook,
     )
+
+
+def place(method: str, notebook: str) -> tuple[Table, Row]:
+    """Where a method stands first in the notebook's tables."""
+    for table, row in find(method):
+        if table.notebook == notebook:
+            return table, row
+    raise UsageError(f"{method!r} stands in no table of notebook {notebook}")
 
 
 def add(out: Path, entry: dict) -> None:

@@ -42,13 +42,20 @@ def find(method: str) -> list[tuple[Table, Row]]:
     return [(t, row) for t in TABLES.values() for row in t.rows if method in row.methods]
 
 
-def claim(method: str) -> Claim:
-    """The claim that a method is measured against."""
+def claim(method: str, table: int | None = None) -> Claim:
+    """The claim that a method is measured against in a table; default: in the first that has
+    one."""
     from survey_lib.tables.claims import CLAIMS  # here, so that the tables load without the claims
 
-    if method not in CLAIMS:
-        raise UsageError(f"there is no claim for {method!r}; there are claims for {_known(CLAIMS)}")
-    return CLAIMS[method]
+    tables = sorted(TABLES) if table is None else [table]
+    found = [CLAIMS[number, method] for number in tables if (number, method) in CLAIMS]
+    if not found:
+        names = sorted(name for number, name in CLAIMS if number in tables)
+        where = "" if table is None else f" in table {table}"
+        raise UsageError(
+            f"there is no claim for {method!r}{where}; there are claims for {_known(names)}"
+        )
+    return found[0]
 
 
 def reference(number: int) -> dict[str, str]:

@@ -17,9 +17,9 @@ from torch.nn import functional as F
 from survey_lib.data import Data, load
 from survey_lib.errors import UsageError
 from survey_lib.models import logistic
-from survey_lib.partition import Partition
-from survey_lib.streams import stream
-from survey_lib.training import Task
+from survey_lib.partition import Partition, everything
+from survey_lib.streams import stream, uniform
+from survey_lib.training import Task, gradients_on
 
 
 class Averaging:
@@ -108,6 +108,14 @@ class RidgeSoftmax(Task):
         """(1 - error, error), the relative squared error of the models X (m, d), each (m,)."""
         error = ((X - self.best).square().sum(1) / self.best.square().sum()).double().numpy()
         return 1 - error, error
+
+
+class OnTraining(Task):
+    """A Task that evaluates on its training data, for claims about the loss that is minimised."""
+
+    def __init__(self, data: str | Data = "digits", **how):
+        super().__init__(data, **how)
+        self.x_test, self.y_test = self.x[self.order], self.y[self.order]
 
 
 class Instalments(Task):
@@ -376,3 +384,107 @@ class Ranking:
         gap = scores[:, None, ~upper] - scores[:, upper, None]
         loss = F.softplus(gap).sum((1, 2)).double() / len(upper) ** 2
         return above / (P * (len(self.upper_test) - P)), loss.numpy()
+
+
+class Rows:
+    """n workers share the rows a_i of A (m, d) and b (m,); they want the x of least f(x) = mean_i
+    h(a_i^T x, b_i) + mu / 2 ||x||^2, from zero. Each draws its rows from all of them.
+
+    A subclass says what `slope` = dh / dz is, and sets A, b, mu, best (d,), the minimum, and least,
+    f there. loss: f(x) - least; accuracy: 1 - ||x - best|| / ||best||. flops: of a row's gradient.
+    """
+
+    guess = np.nan
+
+    def __init__(self, A: Tensor, b: Tensor, *, n: int, mu: float):
+        self.A, self.b, self.n, self.mu, self.d, self.dtype = A, b, n, mu, A.shape[1], A.dtype
+        self.sizes, self.flops = np.full(n, len(b)), 4.0 * A.shape[1]
+
+    def init(self) -> Tensor:
+        """(d,): zeros."""
+        return torch.zeros(self.d, dtype=self.dtype)
+
+    def gradient(self, X: Tensor, rows: Tensor) -> Tensor:
+        """(k, d): of the mean over rows (k, B) at X (k, d)."""
+        A = self.A[rows]  # (k, B, d)
+        slope = self.slope((A @ X[..., None])[..., 0], self.b[rows]) / rows.shape[1]
+        return (slope[:, None] @ A)[:, 0] + self.mu * X
+
+    def sampled(self, chosen, X: Tensor, *, B: int = 1, seed: list) -> Tensor:
+        """(k, d): `gradient` on B random rows each, drawn by the keys in `seed`."""
+        draws = np.stack([uniform(np.arange(B), "rows", key) for key in seed])
+        return self.gradient(X, torch.from_numpy((draws * len(self.b)).astype(int)))
+
+    def evaluate(self, X: Tensor) -> tuple[np.ndarray, np.ndarray]:
+        """(1 - relative distance to the minimum, f(x) - min f) of the models X (m, d), each
+        (m,)."""
+        error = (X - self.best).norm(dim=1) / self.best.norm()
+        return (1 - error).numpy(), (self.objective(X) - self.least).numpy()
+
+
+class LinearSystem(Rows):
+    """A consistent linear system A x = b: Gaussian rows, of length 1. To draw them with the same
+    probability is then to draw them in proportion to ||a_i||^2. spread: the k-th column is divided
+    by spread^(k / (d - 1)) before the rows are normalised: 1, well-conditioned. f(x) = mean_i
+    (a_i^T x - b_i)^2 / 2."""
+
+    def __init__(self, *, n: int = 16, m: int = 200, d: int = 50, spread: float = 1.0, seed=0):
+        rng = stream(seed, "linear system")
+        A = rng.standard_normal((m, d)) / spread ** np.linspace(0, 1, d)
+        A = torch.from_numpy(A / np.linalg.norm(A, axis=1, keepdims=True))
+        x = torch.from_numpy(rng.standard_normal(d))
+        super().__init__(A, A @ x, n=n, mu=0.0)
+        self.best, self.least = torch.linalg.pinv(A) @ self.b, 0.0  # x itself, or the shortest
+
+    def slope(self, z: Tensor, b: Tensor) -> Tensor:
+        """d/dz of (z - b)^2 / 2."""
+        return z - b
+
+    def objective(self, X: Tensor) -> Tensor:
+        """(m,): f."""
+        return (X @ self.A.T - self.b).square().mean(1) / 2
+
+
+class LogisticPool(Rows):
+    """Logistic regression of the lower half of the labels (a digit below 5) against the upper, with
+    a constant feature and mu / 2 ||x||^2: smooth and convex."""
+
+    def __init__(self, data: str = "digits", *, n: int = 1, mu: float = 1e-3, seed: int = 0):
+        whole = load(data)
+        images = whole.x.flatten(1).double()
+        A = torch.cat([images, torch.ones(len(images), 1, dtype=images.dtype)], 1)
+        b = torch.where(whole.y < whole.classes // 2, 1.0, -1.0).double()
+        super().__init__(A, b, n=n, mu=mu)
+        pool = torch.arange(len(b))[None]
+
+        def loss(x):
+            x = torch.from_numpy(x)[None]
+            return self.objective(x).item(), self.gradient(x, pool)[0].numpy()
+
+        limits = dict(maxiter=10000, maxfun=20000, ftol=0, gtol=1e-9)
+        found = minimize(loss, np.zeros(self.d), jac=True, method="L-BFGS-B", options=limits)
+        self.best, self.least = torch.from_numpy(found.x), found.fun
+
+    def slope(self, z: Tensor, b: Tensor) -> Tensor:
+        """d/dz of log(1 + exp(-b z))."""
+        return -b * torch.sigmoid(-b * z)
+
+    def objective(self, X: Tensor) -> Tensor:
+        """(m,): f."""
+        each = F.softplus(-self.b * (X @ self.A.T))
+        return each.mean(1) + self.mu / 2 * X.square().sum(1)
+
+
+class Stationarity(Task):
+    """A Task whose n learners all hold all samples. loss: the squared norm of the gradient of the
+    mean loss over them, which is 0 at a stationary point; accuracy: on the test data."""
+
+    def __init__(self, data: str = "digits", **how):
+        super().__init__(data, partition=everything(), **how)
+
+    def evaluate(self, X: Tensor) -> tuple[np.ndarray, np.ndarray]:
+        """Test accuracy and squared gradient norm of the models X (m, d), each (m,)."""
+        rows = torch.arange(len(self.y)).expand(len(X), -1)
+        weight = torch.full(rows.shape, 1 / len(self.y), dtype=self.dtype)
+        G = gradients_on(self, X, rows, weight)
+        return super().evaluate(X)[0], G.square().sum(1).double().numpy()

@@ -16,9 +16,11 @@ from survey_lib.methods import (
     bayesian,
     compressed_updates,
     distillation,
+    downpour,
     gossip,
     gossip_async,
     gossip_rounds,
+    hyper,
     non_iid,
     pairwise,
     personalised,
@@ -42,9 +44,11 @@ MODULES = (
     bayesian,
     compressed_updates,
     distillation,
+    downpour,
     gossip,
     gossip_async,
     gossip_rounds,
+    hyper,
     non_iid,
     pairwise,
     personalised,
@@ -100,12 +104,20 @@ METHODS = {  # name: (arguments for n devices, one model per device?)
     "model_propagation": (lambda n: dict(W=mixing(n), alpha=0.7, **LOCAL), True),
     "collaborative_learning_admm": (lambda n: dict(W=mixing(n), mu=1.0, **LOCAL), True),
     "common_model": (lambda n: LOCAL, False),
+    "downpour": (lambda n: dict(B=8, eta=0.1), False),
+    "easgd": (lambda n: dict(B=8, eta=0.1, period=2), False),
+    "easgd_synchronous": (lambda n: dict(B=8, eta=0.1), False),
+    "sgd_momentum_nag": (lambda n: dict(B=8, eta=0.1, mu=0.5), False),
+    "fedsa": (lambda n: dict(B=8, eta=0.1, E_1=2), False),
     "drl_node_selection": (lambda n: dict(select=at_random, S=min(n, 3), B=8, eta=0.1), False),
 }
-SILENT = {"local_only", "single_device", "student_hard_labels"}
-COMBINES_FIRST = {"subgradient_push"}  # its first round mixes equal models, which changes none
+SILENT = {"sgd_momentum_nag", "local_only", "single_device", "student_hard_labels"}
+COMBINES_FIRST = {
+    "subgradient_push",
+    "easgd_synchronous",
+}  # its first round mixes equal models, which changes none
 ON_TWO_DEVICES = {"naive_layerwise_mp", "gpipe"}
-SENT_AGAIN = {"fedasync", "sasgd", "paflm", "aso_fed"}
+SENT_AGAIN = {"fedasync", "sasgd", "paflm", "aso_fed", "downpour", "easgd", "fedsa"}
 NOT_METHODS = {"label_dirichlet"}  # a partition of the data
 OWN_PROBLEM = {  # no Task: problems.Averaging; problems.Ranking, whose loss is of pairs
     "choco_gossip",

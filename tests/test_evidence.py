@@ -81,6 +81,7 @@ def test_final_and_reach_by_hand():
     assert final(history, last=2) == 0.5
     assert reach(history, 0.5) == 1 and reach(history, 0.55, "clock") == 6
     assert reach(history, 0.9) == 3  # never: the last value
+    assert reach(history.assign(loss=1 - history["accuracy"]), 0.5, of="loss") == 1
 
 
 # ---- store --------------------------------------------------------------------------------------

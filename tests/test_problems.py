@@ -18,6 +18,7 @@ from survey_lib.problems import (
     LinearAgents,
     LowerHalf,
     OneFeature,
+    OnTraining,
     Recall,
     RidgeSoftmax,
 )
@@ -88,6 +89,14 @@ def test_ridge_minimum_is_where_the_mean_gradient_is_zero(mu):
 def stream_of(instalments=4, every=10.0, **how):
     how = dict(n=5, samples=103, partition=dirichlet(0.5), network=logistic()) | how
     return Instalments(instalments=instalments, every=every, dtype=torch.float64, **how)
+
+
+def test_on_training_the_loss_is_that_of_the_samples_that_the_devices_hold():
+    task = OnTraining("digits", n=3, samples=90, network=logistic(), dtype=torch.float64)
+    x = task.init() + 0.01
+    z = task.network(x, task.data.x.double()[task.order])
+    loss = torch.nn.functional.cross_entropy(z, task.data.y[task.order])
+    assert len(task.order) == 90 and task.evaluate(x[None])[1][0] == pytest.approx(loss.item())
 
 
 def test_data_come_in_by_instalments():

@@ -124,11 +124,14 @@ def final(history: pd.DataFrame, column: str = "accuracy", last: int = 1) -> flo
     return float(history[column].tail(last).mean())
 
 
-def reach(history: pd.DataFrame, target: float, column: str = "round") -> float:
-    """The first value of `column` at which the accuracy is at the target; the run's last value if
-    it never is, which flatters whoever did not arrive: a claim to arrive sooner is then understated
-    by its baseline."""
-    there = history[history["accuracy"] >= target]
+def reach(
+    history: pd.DataFrame, target: float, column: str = "round", of: str = "accuracy"
+) -> float:
+    """The first value of `column` at which the accuracy is at the target (of="loss": the loss is
+    down to it); the run's last value if it never is, which flatters whoever did not arrive: a claim
+    to arrive sooner is then understated by its baseline."""
+    sign = -1 if of == "loss" else 1
+    there = history[sign * history[of] >= sign * target]
     return float((there if len(there) else history.tail(1))[column].iloc[0])
 
 

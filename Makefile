@@ -16,6 +16,7 @@ help:  ## print every target and setting
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 	@echo
 	@echo "  SCALE=quick|full  ONLY=03  SEEDS=0-4  DATASET=fashion_mnist|cifar10|my.npz  OUT=build  JOBS=2"
+	@echo "  DASK=tcp://host:port"
 
 $(STAMP): requirements.lock pyproject.toml
 	@$(PYTHON) -c 'import sys; v = sys.version_info; sys.exit(0 if v >= (3, 11) else "survey_lib needs CPython 3.11 or newer, $(PYTHON) is %d.%d; run make PYTHON=python3.11" % v[:2])'
@@ -34,7 +35,7 @@ lab: $(STAMP)  ## open JupyterLab on the notebooks
 
 .PHONY: reproduce
 reproduce: $(STAMP)  ## run every notebook, write build/, compare with results/
-	@$(RUN) reproduce --scale "$(SCALE)" --only "$(ONLY)" --seeds "$(SEEDS)" --dataset "$(DATASET)" --out "$(OUT)" --jobs $(JOBS)
+	@$(RUN) reproduce --scale "$(SCALE)" --only "$(ONLY)" --seeds "$(SEEDS)" --dataset "$(DATASET)" --out "$(OUT)" --jobs $(JOBS) --dask "$(DASK)"
 
 .PHONY: quick
 quick:  ## the same at quick scale: digits, fewer seeds, a few minutes, into build/quick
@@ -43,6 +44,10 @@ quick:  ## the same at quick scale: digits, fewer seeds, a few minutes, into bui
 .PHONY: verify
 verify: $(STAMP)  ## compare build/ (or OUT=) with results/
 	@$(RUN) verify --out "$(or $(OUT),build)"
+
+.PHONY: cost
+cost: $(STAMP)  ## minutes and memory of each table row: of build/ (or OUT=), else as published
+	@$(RUN) cost --out "$(or $(OUT),build)"
 
 .PHONY: publish
 publish: $(STAMP)  ## make build/ (or OUT=) the published results and notebooks
@@ -63,12 +68,16 @@ lint: $(STAMP)  ## ruff: format and rules
 	@$(BIN)/ruff check --quiet .
 
 .PHONY: bench
-bench: $(STAMP)  ## client steps per second beside the plain loop, memory of 100,000 devices
-	@$(BIN)/python tests/bench/engine.py
+bench: $(STAMP)  ## client steps per second beside the plain loop and five peers, 25 minutes (BENCH=--quick: 8)
+	@$(BIN)/python tests/bench/engine.py $(BENCH)
+
+.PHONY: endurance
+endurance: $(STAMP)  ## kills, damaged files, a full disk, two runs at once, at quick scale: about an hour
+	@$(BIN)/python tests/endurance.py
 
 .PHONY: lock
 lock: $(STAMP)  ## compile requirements.lock anew from pyproject.toml
-	@$(BIN)/uv --no-config pip compile pyproject.toml --quiet --extra dev --universal --python-version 3.11 --fork-strategy fewest --generate-hashes --no-annotate --no-header --no-emit-index-url --no-emit-find-links -o requirements.lock
+	@$(BIN)/uv --no-config pip compile pyproject.toml --quiet --extra dev --extra cluster --universal --python-version 3.11 --fork-strategy fewest --generate-hashes --no-annotate --no-header --no-emit-index-url --no-emit-find-links -o requirements.lock
 
 .PHONY: clean
 clean:  ## remove build/ and caches; .venv and downloaded data stay

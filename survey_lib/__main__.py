@@ -1,4 +1,4 @@
-"""`python -m survey_lib list | reproduce | verify | publish | show METHOD`"""
+"""`python -m survey_lib list | reproduce | verify | publish | cost | show METHOD`"""
 
 import argparse
 import errno
@@ -25,9 +25,11 @@ def main(arguments: list[str] | None = None) -> int:
     again.add_argument("--dataset", default="")
     again.add_argument("--out", default="")
     again.add_argument("--jobs", type=int, default=0)
+    again.add_argument("--dask", default="")
     for name, text in (
         ("verify", "compare a run with results/"),
         ("publish", "make a full run the published one"),
+        ("cost", "minutes and memory of each section, as measured"),
     ):
         commands.add_parser(name, help=text).add_argument("--out", default="build")
     commands.add_parser("show", help="a method's claim, source and evidence").add_argument("method")
@@ -44,10 +46,7 @@ def main(arguments: list[str] | None = None) -> int:
     except OSError as error:
         if error.errno != errno.ENOSPC:
             raise
-        print(
-            f"survey_lib: no space left on the disk of {error.filename}; free some and run again",
-            file=sys.stderr,
-        )
+        print(f"survey_lib: {error.filename}: {error.strerror}", file=sys.stderr)
         return 1
 
 
@@ -67,6 +66,13 @@ def _publish(out):
     from survey_lib.reproduce import publish
 
     publish(Path(out))
+
+
+def _cost(out):
+    from survey_lib.evidence.cost import text
+    from survey_lib.reproduce import Settings, known_costs
+
+    print(text(known_costs(Path(out), Settings())))
 
 
 def _list():

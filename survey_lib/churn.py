@@ -1,5 +1,7 @@
 """When devices are off: alternating exponential times, or a trace."""
 
+from bisect import bisect_right
+
 import numpy as np
 import pandas as pd
 
@@ -8,10 +10,13 @@ from survey_lib.streams import stream
 
 
 class Churn:
-    """When each device is off: alternating exponential times, or a trace."""
+    """When each device is off: alternating exponential times, or a trace.
+
+    switches: of each device that was asked for, the times (s) at which it goes off, on, off, ...
+    """
 
     def __init__(self, churn, seed):
-        self.seed, self.spans, self.rng, self.means = seed, {}, {}, None
+        self.seed, self.switches, self.rng, self.means = seed, {}, {}, None
         if isinstance(churn, tuple):
             if len(churn) != 2 or not (churn[0] > 0 and churn[1] > 0):
                 raise UsageError(
@@ -32,41 +37,61 @@ class Churn:
                         f"churn trace: device {int(i)} is off from {start} s to {end} s; "
                         "expected start <= end"
                     )
-                spans = self.spans.setdefault(int(i), [])
-                if spans and start <= spans[-1][1]:  # overlapping times off are one
-                    start, end = spans[-1][0], max(spans.pop()[1], end)
-                spans.append((float(start), float(end)))
+                times = self.switches.setdefault(int(i), [])
+                if times and start <= times[-1]:  # overlapping times off are one
+                    times[-1] = max(times[-1], float(end))
+                else:
+                    times += [float(start), float(end)]
 
-    def _until(self, i, t):
-        """The spans off of device i, known at least to time t."""
-        spans = self.spans.setdefault(i, [])
-        if self.means is not None:
-            on, off = self.means
-            if i not in self.rng:
-                self.rng[i] = stream(self.seed, "churn", i)
-            rng = self.rng[i]
-            if not spans and rng.random() < off / (on + off):
-                spans.append((0.0, rng.exponential(off)))
-            while not spans or spans[-1][0] <= t:
-                start = (spans[-1][1] if spans else 0.0) + rng.exponential(on)
-                spans.append((start, start + rng.exponential(off)))
-        return spans
+    def until(self, i: int, t: float) -> tuple[bool, float]:
+        """(off, end): whether device i is off at time t, and until when it stays as it is."""
+        times = self.switches.get(i)
+        if self.means is None:
+            times = times or []
+        elif times is None or times[-2] <= t:
+            times = self._draw(i, t)
+        k = bisect_right(times, t)
+        return k % 2 == 1, times[k] if k < len(times) else np.inf
 
-    def next_off(self, i, t):
+    def _draw(self, i, t):
+        """The switches of device i, drawn up to one at least when it goes off after t."""
+        on, off = self.means
+        if i not in self.rng:
+            rng = self.rng[i] = stream(self.seed, "churn", i)
+            first = rng.random() < off / (on + off)
+            self.switches[i] = [0.0, rng.exponential(off)] if first else []
+        rng, times = self.rng[i], self.switches[i]
+        while not times or times[-2] <= t:
+            start = (times[-1] if times else 0.0) + rng.exponential(on)
+            times += [start, start + rng.exponential(off)]
+        return times
+
+    def next_off(self, i: int, t: float) -> float:
         """When device i goes off next, from time t on: -inf if it is off at t, inf if never."""
-        for start, end in reversed(self._until(i, t)):
-            if start <= t < end:
-                return -np.inf
-            if end <= t:
-                break
-        return next((start for start, _ in self._until(i, t) if start > t), np.inf)
+        off, end = self.until(i, t)
+        return -np.inf if off else end
 
-    def finish(self, i, start, seconds):
+    def finish(self, i: int, start: float, seconds: float) -> float:
         """When work of so many seconds is done that pauses while device i is off."""
         t = start
         while True:
-            spans = [s for s in self._until(i, t) if s[1] > t]
-            if not spans or t + seconds <= spans[0][0]:
+            off, end = self.until(i, t)
+            if not off and t + seconds <= end:
                 return t + seconds
-            seconds -= max(0.0, spans[0][0] - t)
-            t = spans[0][1]
+            if end == np.inf:
+                return np.inf
+            seconds -= 0.0 if off else end - t
+            t = end
+
+
+class Watch:
+    """Which of some devices are off, asked again and again as time goes on."""
+
+    def __init__(self, churn: Churn, devices):
+        self.churn, self.devices = churn, [int(i) for i in devices]
+        self.off, self.end = np.zeros(len(devices), bool), np.full(len(devices), -np.inf)
+
+    def __call__(self, t: float) -> np.ndarray:
+        for j in np.flatnonzero(self.end <= t):
+            self.off[j], self.end[j] = self.churn.until(self.devices[j], t)
+        return self.off

@@ -5,6 +5,7 @@ import functools
 import hashlib
 import inspect
 import os
+import shutil
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +19,7 @@ from survey_lib.fetch import (
     FASHION_MNIST,
     cache_dir,
     fashion_mnist_files,
+    full,
     one_line,
     socket_timeout,
     staging,
@@ -117,9 +119,10 @@ def _torchvision(cls: type) -> Data:
                 with socket_timeout():
                     parts = _torchvision_parts(cls, partial, download=True)
                 (partial / "sha256").write_text(_checksum(*parts))
+                shutil.rmtree(root, ignore_errors=True)  # what is there is not whole
                 os.replace(partial, root)
     x, y, x_test, y_test = parts = _torchvision_parts(cls, root, download=False)
-    found, expected = _checksum(*parts), record.read_text().strip()
+    found, expected = _checksum(*parts), record.read_text(errors="replace").strip()
     if found != expected:
         raise DataError(
             f"{root} is damaged and was not used: SHA-256 {found}, expected {expected}; "
@@ -149,6 +152,8 @@ def _torchvision_parts(cls: type, root: Path, download: bool) -> list:
             items = cls(str(root), download=download, **part)
             images, labels = zip(*((np.asarray(im), lab) for im, lab in items), strict=True)
         except Exception as error:  # a download, its format, a library it lacks: all kinds
+            if full(error):
+                raise
             remedy = "it needs a network once" if download else f"remove {root} and run again"
             raise DataError(
                 f"torchvision's {cls.__name__} could not be had: {one_line(error)}; {remedy}"

@@ -1,6 +1,7 @@
 """Finding and fetching what comes with no package: nothing half fetched or damaged is used."""
 
 import contextlib
+import errno
 import gzip
 import hashlib
 import os
@@ -52,6 +53,8 @@ def fashion_mnist_files() -> dict:
                 if not (raw := _read(folder, said, way)):
                     continue
             except Exception as error:  # whatever a download says, the next way is tried
+                if full(error):
+                    raise
                 said[way] = one_line(error)
                 continue
             home.mkdir(exist_ok=True)
@@ -154,9 +157,14 @@ def staging(target: Path):
                 shutil.rmtree(partial, ignore_errors=True)
     except OSError as error:
         raise DataError(
-            f"cannot write to {target.parent} ({one_line(error)}); set SURVEY_LIB_CACHE to another "
-            "folder"
+            f"cannot write to {target.parent} ({one_line(error)}); "
+            f"{'make room there or ' * full(error)}set SURVEY_LIB_CACHE to another folder"
         ) from error
+
+
+def full(error: Exception) -> bool:
+    """Whether it says that a disk is full."""
+    return isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
 
 
 @contextlib.contextmanager

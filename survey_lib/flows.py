@@ -26,43 +26,55 @@ def finish_times(src, dst, size, start, up, down, path=np.inf) -> np.ndarray:
 
     src, dst (m,): sender and receiver. size, start (m,). up, down: capacity per node. path: no flow
     is faster, whatever the links have left. Flows that share no link have size / min(up, down,
-    path), and so have all where no link is filled even if all run at once at their path's rate; a
-    star costs O(m log m); anything else is filled progressively at every start and end.
+    path), and so have all where no link is filled even if all run at once at that rate; a star
+    costs O(m log m); anything else is filled progressively at every start and end.
     """
     src, dst, size, start = (np.asarray(a) for a in (src, dst, size, start))
     if len(size) == 0:
         return np.zeros(0)
-    sharing_up = (np.bincount(src, minlength=len(up)) > 1) & np.isfinite(up)
-    sharing_down = (np.bincount(dst, minlength=len(down)) > 1) & np.isfinite(down)
-    shared = sharing_up.sum() + sharing_down.sum()
     own = np.minimum(np.minimum(up[src], down[dst]), path)
-    if not shared or path < np.inf and _all_fit(own, src, up) and _all_fit(own, dst, down):
+    tight_up, tight_down = _tight(own, src, up), _tight(own, dst, down)
+    tight = tight_up.sum() + tight_down.sum()
+    if not tight:
         return start + size / own
-    if shared == 1:
-        node, at = (
-            (int(sharing_up.argmax()), src)
-            if sharing_up.any()
-            else (int(sharing_down.argmax()), dst)
-        )
-        if (at == node).all():
-            caps = np.minimum(down[dst] if at is src else up[src], path)
-            return _star((up if at is src else down)[node], caps, size, start)
+    if tight == 1:
+        at, capacity, node = (src, up, tight_up) if tight_up.any() else (dst, down, tight_down)
+        through, flows = start + size / own, at == node.argmax()
+        caps = np.minimum((down[dst] if at is src else up[src])[flows], path)
+        through[flows] = star(capacity[node.argmax()], caps, size[flows], start[flows])
+        return through
     return _progressive(src, dst, size.astype(float), start, up, down, path)
 
 
-def _all_fit(rate, nodes, capacity):
-    """Whether no node's link is filled by flows of these rates all at once."""
-    return (np.bincount(nodes, rate, len(capacity)) <= capacity).all()
+def _tight(own, nodes, capacity):
+    """Which nodes' links would be filled by several flows of rates `own` at once."""
+    load, count = (
+        np.bincount(nodes, own, len(capacity)),
+        np.bincount(nodes, minlength=len(capacity)),
+    )
+    return (load > capacity) & (count > 1)
+
+
+def star(capacity: float, caps, size, start) -> np.ndarray:
+    """(m,) when flows with caps (m,) of their own that share one link are through."""
+    if np.isinf(capacity) or caps.sum() <= capacity:
+        return start + size / caps
+    if len(size) == 1:
+        return start + size / min(capacity, caps[0])
+    if all((a == a[0]).all() for a in (caps, size, start)):  # equals: through at one instant
+        return start + size * (len(size) / capacity)
+    return _star(capacity, caps, size, start)
 
 
 def _star(capacity, caps, size, start):
     link, finish = SharedLink(capacity), np.zeros(len(size))
     order = np.argsort(start, kind="stable")
-    for j in order:
+    size, start, caps = size.tolist(), start.tolist(), caps.tolist()
+    for j in order.tolist():
         while link.next_time() <= start[j]:
             time, done = link.pop()
             finish[done] = time
-        link.add(start[j], int(j), size[j], caps[j])
+        link.add(start[j], j, size[j], caps[j])
     while link.next_time() < np.inf:
         time, done = link.pop()
         finish[done] = time
@@ -166,46 +178,69 @@ class SharedLink:
 
 
 def _progressive(src, dst, size, start, up, down, path=np.inf):
-    """Max-min rates by progressive filling, anew at every start and end."""
-    left, finish, now = size.copy(), np.zeros(len(size)), start.min()
-    open_ = np.ones(len(size), bool)
+    """Max-min rates by progressive filling, anew at every start and end; after an end only of flows
+    at least as fast as the fastest rate that is not free: slower ones were filled before it."""
     links = np.stack([src, dst + len(up)])  # (2, m): every flow crosses two links
-    capacity = np.concatenate([up, down])
-    if path < np.inf:  # a third link, of each flow alone
-        links = np.stack([*links, len(capacity) + np.arange(len(size))])
-        capacity = np.append(capacity, np.full(len(size), path))
-    while open_.any():
-        active = open_ & (start <= now)
-        later = start[open_ & ~active]
-        step = later.min() - now if len(later) else np.inf
-        if active.any():
-            rate = max_min(links[:, active], capacity)
-            need = left[active] / rate
-            step = min(step, need.min())
-            left[active] -= np.where(np.isfinite(rate), rate, 0.0) * step  # no limit: need is 0
-            done = np.flatnonzero(active)[need <= step * (1 + 1e-12)]
-            finish[done], open_[done] = now + step, False
-        now += step
+    capacity, used = np.concatenate([up, down]).astype(float), np.zeros(len(up) + len(down))
+    left, since, finish = size.copy(), start.astype(float), np.zeros(len(size))
+    rate, end = np.full(len(size), -1.0), np.full(len(size), np.inf)  # -1: not under way
+    coming = np.unique(start)[::-1].tolist()
+    while coming or end.min() < np.inf:
+        now = end.min()
+        if coming and coming[-1] < now:
+            now = coming.pop()
+            rate[start == now] = 0.0
+            anew = np.flatnonzero(rate >= 0)
+        else:
+            done = np.flatnonzero(end <= now + 1e-12 * abs(now))
+            lowest = rate[done].min()
+            finish[done], end[done] = now, np.inf
+            _use(used, links[:, done], -rate[done])
+            rate[done] = -1.0
+            anew = np.flatnonzero(rate >= lowest * (1 - 1e-12))
+        if not len(anew):
+            continue
+        some, before = links[:, anew], rate[anew]
+        _use(used, some, -before)
+        new = max_min(some, np.maximum(capacity - used, 0.0), path)
+        _use(used, some, new)
+        left[anew] = np.maximum(left[anew] - before * (now - since[anew]), 0.0)
+        rate[anew], since[anew], end[anew] = new, now, now + left[anew] / new
     return finish
 
 
-def max_min(links, capacity) -> np.ndarray:
-    """(m,) max-min fair rates of flows that cross links (2 or more, m) of the given capacities."""
-    m = links.shape[1]
-    rate, fixed, left = np.zeros(m), np.zeros(m, bool), capacity.astype(float).copy()
-    while not fixed.all():
-        count = np.bincount(links[:, ~fixed].ravel(), minlength=len(left))
-        share = np.where(count > 0, left / np.maximum(count, 1), np.inf)
-        if np.isinf(share.min()):  # no finite link is left to share
-            rate[~fixed] = np.inf
-            break
-        tight = share <= share.min() * (1 + 1e-12)
-        now = ~fixed & tight[links].any(0)
-        rate[now] = share.min()
-        fixed |= now
-        left = np.maximum(
-            left - np.bincount(links[:, now].ravel(), minlength=len(left)) * share.min(), 0
-        )
+def _use(used, links, rate):
+    """Flows of these rates more on their links; those without a limit use up nothing."""
+    rate = np.where(np.isfinite(rate), rate, 0.0)
+    for ends in links:
+        np.add.at(used, ends, rate)
+
+
+def max_min(links, capacity, path=np.inf) -> np.ndarray:
+    """(m,) max-min fair rates of flows that cross links (2 or more, m) of the given capacities, and
+    each a path of its own.
+
+    Shares only grow while others are filled. So a link whose share is the least at each of its
+    flows is full at that share, and all such links are filled at once.
+    """
+    left = capacity.astype(float)
+    if len(left) > links.size + 1000:  # only those that are crossed
+        nodes, links = np.unique(links, return_inverse=True)
+        links, left = links.reshape(-1, links.shape[-1]), left[nodes]
+    rate, todo = np.zeros(links.shape[1]), np.arange(links.shape[1])
+    while len(todo):
+        some = links[:, todo]
+        count = np.bincount(some.ravel(), minlength=len(left))
+        share = left / np.maximum(count, 1)
+        own = np.minimum(share[some].min(0), path)
+        least = np.full(len(left), np.inf)
+        for ends in some:
+            np.minimum.at(least, ends, own)
+        full = share <= least * (1 + 1e-12)
+        fixed = (own >= path) | full[some].any(0)
+        rate[todo[fixed]] = own[fixed]
+        _use(left, some[:, fixed], -own[fixed])
+        left, todo = np.maximum(left, 0.0), todo[~fixed]
     return rate
 
 

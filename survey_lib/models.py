@@ -1,15 +1,17 @@
 """Small networks seen as flat vectors, their layer profile, and their split into stages."""
 
 from collections.abc import Callable, Sequence
+from copy import deepcopy
 from dataclasses import dataclass
+from functools import partial
 from itertools import pairwise
 from math import prod
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call
-from torch.utils.flop_counter import FlopCounterMode
+from torch.func import functional_call, vmap
 
+from survey_lib.backprop import layers_by_hand, output_shape
 from survey_lib.errors import UsageError
 from survey_lib.streams import stream
 
@@ -97,7 +99,8 @@ class Network:
     """A network as a function of a flat vector: `network(x, images) -> logits`.
 
     build: from mlp(), logistic(), cnn(), or any function (shape, classes) -> nn.Sequential without
-    buffers. d: number of parameters. dense: the (in, out) sizes where it is an MLP, else None.
+    buffers. d: number of parameters. by_hand: the layers for backprop.py, where it can do them all
+    (mlp, logistic, cnn and their like), else None.
     """
 
     def __init__(self, build: Build, shape: Sequence[int], classes: int):
@@ -113,7 +116,7 @@ class Network:
         self.shapes = [p.shape for p in self.module.parameters()]
         self.sizes = [s.numel() for s in self.shapes]
         self.d = sum(self.sizes)
-        self.dense = self._dense()
+        self.by_hand, self._modules = layers_by_hand(self.module), {}
         self.layers = self._layers()
         self.flops = sum(layer.forward for layer in self.layers)  # forward, per sample
 
@@ -134,6 +137,23 @@ class Network:
         parameters = dict(zip(self.names, self.views(x), strict=True))
         return functional_call(self.module, parameters, (_channels_last(images),))
 
+    @torch.enable_grad()
+    def track(self, X: Tensor, images: Tensor) -> tuple[Tensor, list[Tensor]]:
+        """The logits (k, B, classes) of the models X (k, d) for images (k, B, ...), and what they
+        are to be differentiated by: the parameters. A single model is a module that looks at X, as
+        long as there is no other call."""
+        if len(X) > 1:
+            parameters = [v.detach().requires_grad_() for v in self.views(X)]
+            call = partial(functional_call, self.module)
+            return vmap(call)(dict(zip(self.names, parameters, strict=True)), images), parameters
+        if X.device not in self._modules:
+            module = deepcopy(self.module).to_empty(device=X.device)
+            self._modules[X.device] = module, list(module.parameters())
+        module, parameters = self._modules[X.device]
+        for p, v in zip(parameters, self.views(X[0]), strict=True):
+            p.data = v
+        return module(_channels_last(images[0]))[None], parameters
+
     def stage(self, first: int, last: int) -> Callable[[Tensor, Tensor], Tensor]:
         """The layers first .. last - 1 as a function (their part of x, input) -> output."""
         chosen = self.layers[first:last]
@@ -148,23 +168,29 @@ class Network:
 
         return forward
 
-    def _dense(self):
-        kinds = [type(m) for m in self.module]
-        wanted = [nn.Flatten] + [nn.Linear, nn.ReLU] * len(kinds)
-        plain = kinds == wanted[: len(kinds)] and kinds[-1] is nn.Linear
-        if not plain or any(m.bias is None for m in self.module[1::2]):
-            return None
-        return [(m.in_features, m.out_features) for m in self.module[1::2]]
+    def _forward(self, part, shape):
+        """The shape of what some modules make of a sample of a shape, and their FLOPs."""
+        if not self.by_hand:  # ask torch, which takes a second to start on "meta"
+            from torch.utils.flop_counter import FlopCounterMode
+
+            with FlopCounterMode(display=False) as counter, torch.no_grad():
+                out = part(torch.empty(1, *shape, device="meta"))
+            return out.shape[1:], counter.get_total_flops()
+        flops = 0
+        for layer in part:
+            shape = output_shape(layer, shape)
+            if hasattr(layer, "weight"):
+                flops += 2 * prod(shape) * layer.weight[0].numel()
+        return shape, flops
 
     def _layers(self):
         heads = [i for i, m in enumerate(self.module) if any(True for _ in m.parameters())]
         starts = [0, *heads[1:], len(self.module)]
-        layers, offset, inputs = [], 0, torch.empty(1, *self.shape, device="meta")
+        layers, offset, inputs = [], 0, self.shape
         for number, (a, b) in enumerate(pairwise(starts)):
             part = self.module[a:b]
-            with FlopCounterMode(display=False) as counter, torch.no_grad():
-                out = part(inputs)
-            flops, size = counter.get_total_flops(), sum(p.numel() for p in part.parameters())
+            out, flops = self._forward(part, inputs)
+            size = sum(p.numel() for p in part.parameters())
             relu = any(isinstance(m, nn.ReLU) for m in part)
             layers.append(
                 Layer(
@@ -173,8 +199,8 @@ class Network:
                     params=slice(offset, offset + size),
                     forward=flops,
                     backward=flops * (1 if number == 0 else 2),
-                    activation=out.numel(),
-                    saved=inputs.numel() + relu * out.numel(),
+                    activation=prod(out),
+                    saved=prod(inputs) + relu * prod(out),
                 )
             )
             offset, inputs = offset + size, out

@@ -63,10 +63,20 @@ def drawn(common: float, size: int) -> Partition:
     return partial(_drawn, common=common, size=size)
 
 
-def tied(classes: tuple[int, ...], devices: tuple[int, ...]) -> Partition:
-    """Some classes are at the given devices only, which hold nothing else; both these samples and
-    the rest are dealt IID."""
-    return partial(_tied, classes=tuple(classes), devices=tuple(devices))
+def tied(classes: tuple[int, ...], devices: tuple[int, ...], alone: bool = True) -> Partition:
+    """Some classes are at the given devices only, which hold nothing else (alone=False: which hold
+    as much of the rest as the others); both these samples and the rest are dealt IID."""
+    how = dict(classes=tuple(classes), devices=tuple(devices))
+    return partial(_tied, **how) if alone else partial(_tied, **how, alone=False)
+
+
+def everything() -> Partition:
+    """Every device holds all samples: learners that draw from one pool."""
+    return _everything
+
+
+def _everything(y, n, *key):
+    return [np.arange(len(y))] * n
 
 
 def _iid(y, n, *key, size=None):
@@ -133,17 +143,18 @@ def _drawn(y, n, *key, common, size):
     ]
 
 
-def _tied(y, n, *key, classes, devices):
+def _tied(y, n, *key, classes, devices, alone=True):
     others = [i for i in range(n) if i not in devices]
     if not 0 < len(devices) == n - len(others) < n:
         raise UsageError(
             f"tied(devices={devices}): expected some, not all, of the devices 0 to {n - 1}"
         )
-    rng, there, parts = stream("tied", *key), np.isin(y, classes), [None] * n
-    for rows, at in ((np.flatnonzero(there), devices), (np.flatnonzero(~there), others)):
+    rng, there, parts = stream("tied", *key), np.isin(y, classes), [[] for _ in range(n)]
+    rest = others if alone else range(n)
+    for rows, at in ((np.flatnonzero(there), devices), (np.flatnonzero(~there), rest)):
         for i, part in zip(at, np.array_split(rng.permutation(rows), len(at)), strict=True):
-            parts[i] = part
-    return _fill(parts)
+            parts[i].append(part)
+    return _fill([np.concatenate(p) for p in parts])
 
 
 def _fill(parts):

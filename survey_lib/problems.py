@@ -412,7 +412,7 @@ class Rows:
 
     def sampled(self, chosen, X: Tensor, *, B: int = 1, seed: list) -> Tensor:
         """(k, d): `gradient` on B random rows each, drawn by the keys in `seed`."""
-        draws = np.stack([uniform(np.arange(B), "rows", key) for key in seed])
+        draws = np.array([uniform(np.arange(B), "rows", key) for key in seed]).reshape(-1, B)
         return self.gradient(X, torch.from_numpy((draws * len(self.b)).astype(int)))
 
     def evaluate(self, X: Tensor) -> tuple[np.ndarray, np.ndarray]:
@@ -455,15 +455,12 @@ class LogisticPool(Rows):
         A = torch.cat([images, torch.ones(len(images), 1, dtype=images.dtype)], 1)
         b = torch.where(whole.y < whole.classes // 2, 1.0, -1.0).double()
         super().__init__(A, b, n=n, mu=mu)
-        pool = torch.arange(len(b))[None]
-
-        def loss(x):
-            x = torch.from_numpy(x)[None]
-            return self.objective(x).item(), self.gradient(x, pool)[0].numpy()
-
-        limits = dict(maxiter=10000, maxfun=20000, ftol=0, gtol=1e-9)
-        found = minimize(loss, np.zeros(self.d), jac=True, method="L-BFGS-B", options=limits)
-        self.best, self.least = torch.from_numpy(found.x), found.fun
+        x, pool, ridge = self.init()[None], torch.arange(len(b))[None], mu * torch.eye(self.d)
+        for _ in range(20):  # Newton's method
+            p = torch.sigmoid(self.A @ x[0])
+            H = (self.A.T * (p * (1 - p))) @ self.A / len(b) + ridge
+            x = x - torch.linalg.solve(H, self.gradient(x, pool)[0])
+        self.best, self.least = x[0], self.objective(x).item()
 
     def slope(self, z: Tensor, b: Tensor) -> Tensor:
         """d/dz of log(1 + exp(-b z))."""
@@ -482,9 +479,31 @@ class Stationarity(Task):
     def __init__(self, data: str = "digits", **how):
         super().__init__(data, partition=everything(), **how)
 
+    def gradient(self, X: Tensor) -> Tensor:
+        """(m, d): of the mean loss over all samples at X (m, d)."""
+        rows = torch.arange(len(self.y)).expand(len(X), -1)
+        return gradients_on(self, X, rows, X.new_full(rows.shape, 1 / len(self.y)))
+
     def evaluate(self, X: Tensor) -> tuple[np.ndarray, np.ndarray]:
         """Test accuracy and squared gradient norm of the models X (m, d), each (m,)."""
-        rows = torch.arange(len(self.y)).expand(len(X), -1)
-        weight = torch.full(rows.shape, 1 / len(self.y), dtype=self.dtype)
-        G = gradients_on(self, X, rows, weight)
-        return super().evaluate(X)[0], G.square().sum(1).double().numpy()
+        return super().evaluate(X)[0], self.gradient(X).square().sum(1).double().numpy()
+
+    def smoothness(self, X: Tensor, steps: int = 20) -> Tensor:
+        """(m,): the greatest curvature at the models X (m, d), by power iteration. In float64."""
+        v = torch.ones_like(X)
+        for _ in range(steps):
+            v = 1e-4 * v / v.norm(dim=1, keepdim=True)
+            v = (self.gradient(X + v) - self.gradient(X - v)) / 2e-4
+        return v.norm(dim=1)
+
+    def variance(self, x: Tensor, B: int) -> float:
+        """E ||g - grad f(x)||^2 of the gradient g of a batch of B, drawn without replacement."""
+        N = len(self.y)
+        G = gradients_on(self, x.expand(N, -1), torch.arange(N)[:, None], x.new_ones(N, 1))
+        return float((G - G.mean(0)).square().sum(1).mean() / B * (N - B) / (N - 1))
+
+    def constants(self, X: Tensor, *, B: int) -> tuple[float, float, float]:
+        """The loss at the first of the models X (m, d) of a run, and along them the greatest
+        smoothness, and variance of the gradient of a batch of B."""
+        f = F.cross_entropy(self.logits(X[0], self.x), self.y).item()
+        return f, self.smoothness(X).max().item(), max(self.variance(x, B) for x in X)

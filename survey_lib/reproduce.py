@@ -4,12 +4,13 @@ published."""
 import json
 import os
 import platform
+import re
 import shutil
 import sys
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import nbformat
@@ -21,9 +22,9 @@ from traitlets.config import Config
 
 from survey_lib import data
 from survey_lib.errors import UsageError
-from survey_lib.evidence import ledger
+from survey_lib.evidence import cluster, cost, ledger
 from survey_lib.evidence.lab import SCALES, seed_list
-from survey_lib.evidence.store import versions, write_atomic
+from survey_lib.evidence.store import explained, mend, read_sealed, versions, write_atomic
 from survey_lib.report import effects, summary, survey_table, write
 from survey_lib.tables import TABLES, claim
 
@@ -36,7 +37,8 @@ PRIVATE = Config(KernelManager={"transport_encryption": "auto" if zmq.has("curve
 @dataclass(frozen=True)
 class Settings:
     """What `make reproduce` is given. only: a prefix of notebook names, "" for all. seeds, dataset:
-    "" for each scale's own. out: "" for build, build/quick, or build/DATASET."""
+    "" for each scale's own. out: "" for build, build/quick, or build/DATASET. dask: the address of
+    a scheduler whose cluster makes the runs, "" for this machine."""
 
     scale: str = "full"
     only: str = ""
@@ -44,6 +46,7 @@ class Settings:
     dataset: str = ""
     out: str = ""
     jobs: int = 0
+    dask: str = ""
 
     def checked(self) -> "Settings":
         """The same with everything filled in; UsageError on what cannot be."""
@@ -67,7 +70,9 @@ class Settings:
         dataset = (
             str(Path(self.dataset).absolute()) if self.dataset.endswith(".npz") else self.dataset
         )
-        return Settings(self.scale, self.only, self.seeds, dataset, out, jobs)
+        if self.dask:
+            cluster.connect(self.dask)
+        return replace(self, dataset=dataset, out=out, jobs=jobs)
 
     @property
     def publishable(self) -> bool:
@@ -92,20 +97,25 @@ def reproduce(settings: Settings) -> int:
     own = ["digits", "fashion_mnist"] if settings.scale == "full" else ["digits"]
     for name in [settings.dataset] if settings.dataset else own:
         data.load(name)
-    out.mkdir(parents=True, exist_ok=True)
     lock = FileLock(out / ".lock")
     try:
+        out.mkdir(parents=True, exist_ok=True)
         lock.acquire(timeout=1)
     except Timeout:
-        print(f"another run works in {out}; waiting until it is done", file=sys.stderr)
+        print(f"another run works in {out}; waiting until it is done", file=sys.stderr, flush=True)
         lock.acquire()
+    except OSError as error:
+        raise explained(error, out) from error
     with lock:
+        for sentence in mend(out):
+            print(sentence, file=sys.stderr)
         return _reproduce(paths, settings, out)
 
 
 def _reproduce(paths, settings, out):
     minutes, failures = _run_all(paths, settings, out)
     frame = assemble(out, settings)
+    save_costs(out)
     for table in TABLES.values():
         if table.notebook in minutes:
             spent = f"{minutes[table.notebook]:.1f} minutes (notebook {table.notebook[:2]})"
@@ -119,17 +129,30 @@ def _reproduce(paths, settings, out):
 def _run_all(paths, settings, out):
     """(minutes by notebook, failures): the notebooks side by side as far as there are processes."""
     for line in (out / "evidence").glob("*.json"):  # a line that no cell records any more must go
-        if json.loads(line.read_text())["notebook"] in [p.stem for p in paths]:
+        if json.loads(read_sealed(line))["notebook"] in [p.stem for p in paths]:
             line.unlink()
     shutil.rmtree(out / "runs" / "under-way", ignore_errors=True)  # marks of runs killed before
+    shutil.rmtree(out / "progress", ignore_errors=True)
+    names, costs = [p.stem for p in paths], cost.Costs(out)
+    workers = sum(cluster.connect(settings.dask).nthreads().values()) if settings.dask else 0
+    try:
+        costs.table(), costs.begin(names)
+        plan = cost.Plan(costs, names, known_costs(out, settings), workers or settings.jobs)
+    except Exception:  # whatever a damaged file leads to: nothing but the estimate rests on it
+        print(f"{costs.folder} is damaged and removed: costs start anew", file=sys.stderr)
+        shutil.rmtree(costs.folder)
+        costs.begin(names)
+        plan = cost.Plan(costs, names, known_costs(out, settings), workers or settings.jobs)
+    print(plan.text(), file=sys.stderr, flush=True)
     side_by_side = min(settings.jobs, len(paths))
     # more processes than cores where several run: the longest ends up alone
     jobs = settings.jobs if side_by_side == 1 else -(-2 * settings.jobs // side_by_side)
     minutes, failures, done = {}, [], threading.Event()
     os.environ["SURVEY_RUNNER"] = "1"
+    os.environ[cluster.ADDRESS] = settings.dask
     os.environ.setdefault("PYDEVD_DISABLE_FILE_VALIDATION", "1")
     with ThreadPoolExecutor(side_by_side + 1) as pool:
-        watch = pool.submit(_watch, [p.stem for p in paths], out, done)
+        watch = pool.submit(_watch, names, out, done, plan)
 
         def one(path):
             begin = time.monotonic()
@@ -160,9 +183,8 @@ def execute(path: Path, settings: Settings, out: Path, jobs: int = 1) -> str:
         return (
             f"{path.stem}: its parameters cell lacks {', '.join(sorted(unknown))}; add them there"
         )
-    part = out / "progress" / f"{path.stem}.ipynb"
+    part, error = out / "progress" / f"{path.stem}.ipynb", ""
     part.parent.mkdir(parents=True, exist_ok=True)
-    error = ""
     try:
         papermill.execute_notebook(
             str(path),
@@ -172,18 +194,18 @@ def execute(path: Path, settings: Settings, out: Path, jobs: int = 1) -> str:
             cwd=str(path.parent),
             progress_bar=False,
             start_timeout=300,
+            request_save_on_cell_execute=False,  # once, at its end: it is megabytes
             config=PRIVATE,
         )
     except Exception as failure:  # a cell that raises, a kernel that dies, a disk that is full
-        error = (
-            str(failure).strip().splitlines()[-1]
-            if str(failure).strip()
-            else type(failure).__name__
-        )
+        said = str(failure).strip()
+        error = said.splitlines()[-1] if said else type(failure).__name__
     if not part.exists():
-        return f"{path.stem}: {error or 'nothing was written'}"
+        return f"{path.stem}: {error or 'nothing was written'}{_under_way(out)}"
     notebook = nbformat.read(part, as_version=4)
     fault = error or judge(notebook, path.stem)
+    if not fault:
+        cost.Costs(out).sections(notebook, path.stem)
     folder = "failed" if fault else "notebooks"
     write_atomic(
         out / folder / path.name, nbformat.writes(clean(notebook, keep_counts=bool(fault))) + "\n"
@@ -224,8 +246,8 @@ def _under_way(out):
 
 
 def clean(notebook, keep_counts=False):
-    """Without what differs from run to run: dates, host seconds, execution counts, what papermill
-    injected."""
+    """Without what differs from run to run: dates, host seconds, execution counts, addresses of
+    objects, what papermill injected."""
     notebook.metadata.pop("papermill", None)
     notebook.metadata.pop("widgets", None)
     notebook.metadata["language_info"] = {"name": "python"}
@@ -242,6 +264,9 @@ def clean(notebook, keep_counts=False):
             cell.metadata.pop(key, None)
         if cell.metadata.get("tags") == []:
             cell.metadata.pop("tags")
+        for output in cell.get("outputs", []):
+            if "text/plain" in output.get("data", {}):
+                output.data["text/plain"] = re.sub(" at 0x[0-9a-f]+", "", output.data["text/plain"])
         if cell.cell_type == "code" and not keep_counts:
             cell.execution_count = None
             for output in cell.outputs:
@@ -250,9 +275,9 @@ def clean(notebook, keep_counts=False):
     return notebook
 
 
-def _watch(names, out, done):
-    """Every few seconds a line of what is under way, with the time left of each."""
-    begin, seen = {}, {}
+def _watch(names, out, done, plan):
+    """Every few seconds the time left of the whole, and what is under way."""
+    seen = ""
     while not done.wait(5):
         parts = []
         for name in names:
@@ -260,23 +285,30 @@ def _watch(names, out, done):
                 p = json.loads((out / "progress" / f"{name}.json").read_text())
             except (FileNotFoundError, json.JSONDecodeError):
                 continue
-            key = (name, p["title"], p["total"])
-            if p["done"] >= p["total"]:
-                continue
-            first = begin.setdefault(key, (time.monotonic(), p["done"]))
-            fresh = p["done"] - first[1]
-            left = (
-                (time.monotonic() - first[0]) / fresh * (p["total"] - p["done"]) if fresh else None
-            )
             title = p["title"] if len(p["title"]) < 40 else p["title"][:37] + "..."
-            parts.append(
-                f"{name[:2]} {title}: {p['done']} of {p['total']}"
-                + (f", {left:.0f} s left" if left else "")
-            )
+            if p["done"] < p["total"]:
+                parts.append(f"{name[:2]} {title}: {p['done']} of {p['total']}")
         text = " | ".join(parts)
-        if text and seen.get("text") != text:
-            print(text, file=sys.stderr, flush=True)
-            seen["text"] = text
+        if text and text != seen:
+            print(f"{plan.left()}{text}", file=sys.stderr, flush=True)
+            seen = text
+
+
+def known_costs(out: Path, settings: Settings) -> pd.DataFrame:
+    """The table of costs: per notebook of its last run into `out`, else as published if that is of
+    the same settings."""
+    files = [out / "cost" / "cost.csv", *([RESULTS / "cost.csv"] * settings.publishable)]
+    found = pd.DataFrame(columns=cost.COLUMNS)
+    for table in (pd.read_csv(f, keep_default_na=False) for f in files if f.exists()):
+        other = table[~table["notebook"].isin(found["notebook"])]
+        found = pd.concat([found, other], ignore_index=True) if len(found) else other
+    return found
+
+
+def save_costs(out: Path) -> None:
+    """Write the table of costs: of this run's notebooks, and as before of those not run."""
+    table = cost.Costs(out).table()
+    write_atomic(out / "cost" / "cost.csv", table.to_csv(index=False, lineterminator="\n"))
 
 
 def assemble(out: Path, settings: Settings) -> pd.DataFrame:
@@ -357,8 +389,8 @@ def publish(out: Path) -> None:
     for name in ("tables", "figures"):
         shutil.rmtree(RESULTS / name, ignore_errors=True)
         shutil.copytree(out / name, RESULTS / name)
-    for name in ("evidence.csv", "manifest.json"):
-        write_atomic(RESULTS / name, (out / name).read_bytes())
+    for name in ("evidence.csv", "manifest.json", "cost/cost.csv"):
+        write_atomic(RESULTS / Path(name).name, (out / name).read_bytes())
     for path in notebooks():
         write_atomic(path, (out / "notebooks" / path.name).read_bytes())
     update_readme()

@@ -92,7 +92,7 @@ def errands(world, select, *, S, down, up, flops, quality, key):
             world.compute(got, flops[got])
             times = world.uploads(got, [up] * len(got))
             due[sent], arrives[sent], begun[sent] = world.clock, False, begin
-            until = np.minimum(world.leaves(got), world.sending["finish"][got])
+            until = np.minimum(world.leaves(got), world.due(got))
             due[got], arrives[got] = np.minimum(times, until), np.isfinite(times)
             away[sent] = True
         if away.any():

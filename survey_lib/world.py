@@ -6,70 +6,30 @@ one instant; a move returns who was reached, so that a lost message can change n
 """
 
 from collections import Counter, deque
-from collections.abc import Callable, Iterator
-from functools import partial
+from collections.abc import Iterator
 
 import numpy as np
 import pandas as pd
-import torch
-from scipy.special import ndtri
 from torch import Tensor
 
-from survey_lib import collectives, presets, visits
+from survey_lib import collectives, presets, timetable, visits
 from survey_lib.churn import Churn
+from survey_lib.collectives import PATIENCE
 from survey_lib.errors import UsageError
-from survey_lib.flows import finish_times, longest, weigh
+from survey_lib.flows import star, weigh
+from survey_lib.spread import (  # noqa: F401 (a world is described with them)
+    Draw,
+    exponential,
+    lognormal,
+    loguniform,
+    one_slow,
+    pareto,
+)
 from survey_lib.streams import attempts, uniform
+from survey_lib.topology import links, mask
 
-Draw = Callable[[np.ndarray], np.ndarray]  # uniform numbers -> positive factors
-UPLOAD = [(name, float) for name in ("begin", "start", "finish", "size", "tries")] + [("ok", bool)]
-NO_UPLOAD = np.array((np.inf, 0.0, 0.0, 0.0, 0.0, False), UPLOAD)
-PATIENCE = 1.0  # s that a server waits before it tries again when nobody was reached
-
-
-def lognormal(sigma: float) -> Draw:
-    """Factors exp(sigma N(0, 1)): median 1."""
-    return partial(_lognormal, sigma=sigma)
-
-
-def loguniform(factor: float) -> Draw:
-    """Factors log-uniform from 1 to 1 / factor: the slowest device is `factor` times slower."""
-    return partial(_loguniform, factor=factor)
-
-
-def exponential() -> Draw:
-    """Exponential factors of mean 1."""
-    return _exponential
-
-
-def pareto(a: float) -> Draw:
-    """Pareto factors of index a, at least 1: heavy tails, with infinite variance for a <= 2."""
-    return partial(_pareto, a=a)
-
-
-def one_slow(share: float, factor: float) -> Draw:
-    """A share of the devices is `factor` times slower."""
-    return partial(_one_slow, share=share, factor=factor)
-
-
-def _lognormal(u, sigma):
-    return np.exp(sigma * ndtri(u))
-
-
-def _loguniform(u, factor):
-    return factor**-u
-
-
-def _exponential(u):
-    return -np.log1p(-u)
-
-
-def _pareto(u, a):
-    return (1 - u) ** (-1 / a)
-
-
-def _one_slow(u, share, factor):
-    return np.where(u < share, 1 / factor, 1.0)
+UPLOAD = [(name, float) for name in ("begin", "start", "finish", "size")]
+UPLOAD += [("tries", np.int32), ("ok", bool), ("pending", bool)]
 
 
 class World:
@@ -87,11 +47,15 @@ class World:
     down) in B/s. record: keep a timeline for a Gantt chart.
 
     clock: s, never goes back. ready (n,): when each device is free. Accounts: up, down (n,) bytes;
-    server_up, server_down bytes; messages; and the seconds (n,) of each device: busy, it computes;
-    radio, data is on the air; wait, it does neither, in a round that it takes part in: a latency
-    passes, the channel is taken, or others are not through. So busy + radio + wait = clock for a
-    device that every round reaches and waits for. Asynchronous devices do not wait; overlapped
-    messages are on the air beside the rest.
+    server_up, server_down bytes; lost, bytes of all that was sent and did not arrive, be it lost,
+    cut short, or in vain before it was sent again; messages; and the seconds (n,) of each device:
+    busy, it computes; radio, data is on the air; wait, it does neither, in a round that it takes
+    part in: a latency passes, the channel is taken, or others are not through. So busy + radio +
+    wait = clock for a device that every round reaches and waits for. Asynchronous devices do not
+    wait; overlapped messages are on the air beside the rest. Bytes sent to a device count in down
+    whether they arrive or not.
+
+    A device that is registered and idle costs about 100 bytes; a move costs what its devices cost.
     """
 
     def __init__(
@@ -115,15 +79,15 @@ class World:
         if n < 1:
             raise UsageError(f"n = {n} devices; a world needs at least one")
         self.n, self.seed, self.jitter, self.retry, self.server = n, seed, jitter, retry, server
-        devices, links = _each(device, n, presets.device), _each(link, n, presets.link)
+        devices, access = _each(device, n, presets.device), _each(link, n, presets.link)
         self.speed = _column(devices, "speed", n)
         if spread is not None:
             self.speed = self.speed * spread(uniform(np.arange(n), seed, "speed"))
         self.memory = _column(devices, "memory", n)
         self.watts = {k: _column(devices, k, n) for k in ("idle", "compute", "radio")}
-        self.latency, self.bandwidth_up = _column(links, "latency", n), _column(links, "up", n)
-        self.bandwidth_down = _column(links, "down", n)
-        self.loss = _column(links, "loss", n) if loss is None else np.full(n, float(loss))
+        self.latency, self.bandwidth_up = _column(access, "latency", n), _column(access, "up", n)
+        self.bandwidth_down = _column(access, "down", n)
+        self.loss = _column(access, "loss", n) if loss is None else _constant(float(loss), n)
         if not ((self.loss >= 0) & (self.loss <= 1)).all():
             raise UsageError(f"loss = {loss} is a probability; expected 0 to 1")
         if retry and (self.loss >= 1).any():
@@ -140,23 +104,21 @@ class World:
             )
         if not path > 0:
             raise UsageError(f"path = {path}; expected B/s above 0")
+        if not min(server) > 0:
+            raise UsageError(f"server = {server}; expected (up, down) in B/s, both above 0")
         self.crash, self.path = crash, path
         self.fading = fading and (fading[0], Churn(tuple(fading[1:]), (seed, "fading")))
         self.clock, self.ready, self.since = 0.0, np.zeros(n), np.zeros(n)
-        self.up, self.down, self.server_up, self.server_down, self.messages = (
-            np.zeros(n),
-            np.zeros(n),
-            0,
-            0,
-            0,
-        )
+        self.up, self.down, self.lost = np.zeros(n), np.zeros(n), 0.0
+        self.server_up, self.server_down, self.messages = 0, 0, 0
         self.busy, self.radio, self.wait = np.zeros(n), np.zeros(n), np.zeros(n)
         self.began = np.zeros(n)  # from then, or the clock, until it is ready a device computes
-        self.sending = np.full(n, NO_UPLOAD)  # the upload that each device has under way
+        self.sending = np.zeros(n, UPLOAD)  # the upload that each device has under way, if pending
         self.behind, self.free = deque(), 0.0  # ends of overlapped exchanges; when links are free
         self.timeline = [] if record else None
         self.draws = Counter()  # of moves and computations so far, by kind: keys their draws
-        self._known = {}  # durations of exchanges already worked out
+        self.known = {}  # durations of exchanges already worked out
+        self._pending = 0  # uploads under way
 
     # ---- who is there ----------------------------------------------------------------------------
 
@@ -165,12 +127,16 @@ class World:
         now."""
         chosen = np.arange(self.n) if chosen is None else np.asarray(chosen, dtype=int)
         if self.off is not None:
-            chosen = chosen[[self.off.next_off(int(i), self.clock) > -np.inf for i in chosen]]
-        self.since[chosen], self.ready[chosen] = (
-            self.clock,
-            np.maximum(self.ready[chosen], self.clock),
-        )
+            chosen = chosen[self._on(chosen)]
+        self.since[chosen] = self.clock
+        self.ready[chosen] = np.maximum(self.ready[chosen], self.clock)
         return chosen
+
+    def _on(self, chosen):
+        """(k,) which of the devices are on."""
+        if self.off is None:
+            return np.ones(len(chosen), bool)
+        return np.array([not self.off.until(i, self.clock)[0] for i in chosen.tolist()], bool)
 
     def leaves(self, chosen) -> np.ndarray:
         """(k,) s: when each of the chosen devices goes off next; inf: never, -inf: it is off now.
@@ -179,11 +145,11 @@ class World:
             return np.full(len(chosen), np.inf)
         return np.array([self.off.next_off(int(i), self.clock) for i in chosen])
 
-    def rates(self, chosen) -> tuple[np.ndarray, np.ndarray]:
-        """(up, down): the chosen devices' bandwidths now, B/s, each (k,)."""
+    def rates(self, chosen, at: float | None = None) -> tuple[np.ndarray, np.ndarray]:
+        """(up, down): the chosen devices' bandwidths now, or `at` a time, B/s, each (k,)."""
         chosen = np.asarray(chosen, dtype=int)
-        up, down = self._rates(chosen, self.clock)
-        return up[chosen], down[chosen]
+        fade = self.fade(chosen, self.clock if at is None else at)
+        return self.bandwidth_up[chosen] * fade, self.bandwidth_down[chosen] * fade
 
     # ---- work and moves of a round ---------------------------------------------------------------
 
@@ -192,11 +158,10 @@ class World:
         chosen = np.asarray(chosen, dtype=int)
         seconds = np.broadcast_to(flops, chosen.shape) / self.speed[chosen]
         if self.jitter is not None:
-            seconds = seconds * self.jitter(
-                uniform(chosen, self.seed, "jitter", self._draw("jitter"))
-            )
+            ids = visits.nth(chosen, self.draw("jitter"))
+            seconds = seconds * self.jitter(uniform(ids, self.seed, "jitter"))
         begin = np.maximum(self.ready[chosen], self.clock)
-        self._note(chosen, begin, seconds, "compute")
+        self.note(chosen, begin, seconds, "compute")
         self.busy[chosen] += seconds
         self.ready[chosen] = begin + seconds
 
@@ -213,30 +178,35 @@ class World:
     def _down(self, chosen, size, multicast=False):
         chosen = np.asarray(chosen, dtype=int)
         self._check(chosen)
-        on = np.isin(chosen, self.online(chosen))
-        chosen, size = chosen[on], size[on]
-        tries, arrived = self._tries(chosen, "down")
-        start = self.clock + self.latency[chosen] * tries
-        _, down = self._rates(chosen, self.clock)
+        if self.off is not None:
+            on = self._on(chosen)
+            chosen, size = chosen[on], size[on]
+        self.since[chosen] = self.clock
+        tries, arrived = self.tries(chosen, "down")
+        start, sent = self.clock + self.latency[chosen] * tries, size * tries
+        down = self.bandwidth_down[chosen] * self.fade(chosen, self.clock)
         if multicast:
-            rate = min(self.server[0], down[chosen].min(initial=np.inf))
-            finish = start + size * tries / rate
+            finish = start + sent / min(self.server[0], down.min(initial=np.inf))
+            heard = size.max(initial=0.0) if arrived.any() else 0.0
         else:
-            up, down = self._with_server(None, down)
-            sender = np.full(len(chosen), self.n)
-            finish = finish_times(sender, chosen, size * tries, start, up, down)
+            finish, heard = star(self.server[0], down, sent, start), size[arrived].sum()
         paid, last = (np.max if multicast else np.sum), finish.max(initial=0.0)
-        self.server_up += paid(size * tries, initial=0)
+        self.server_up += paid(sent, initial=0)
+        self.lost += paid(sent, initial=0) - heard
         self.messages += int(paid(tries, initial=0))
-        self.down[chosen] += size * tries
+        self.down[chosen] += sent
         self.radio[chosen] += finish - start
-        self._note(chosen, start, finish - start, "receive", arrived)
-        reached, start, finish = chosen[arrived], start[arrived], finish[arrived]
-        free = self.ready[reached]
+        self.note(chosen, start, finish - start, "receive", arrived)
+        free = np.maximum(self.ready[chosen], self.clock)
+        if arrived.all():
+            reached = chosen
+        else:
+            self.ready[chosen] = free
+            reached, start, finish, free = (a[arrived] for a in (chosen, start, finish, free))
         self.wait[reached] += np.maximum(0.0, start - free)
         self.began[reached] = np.where(finish > free, finish, self.began[reached])
         self.ready[reached] = np.maximum(finish, free)
-        if not len(reached) and not np.isfinite(self.sending["begin"]).any():
+        if not len(reached) and not self._pending:
             self.clock = max(self.clock + PATIENCE, last)  # else an upload under way is next
         return reached
 
@@ -271,7 +241,7 @@ class World:
             self.clock = limit if limit < np.inf else self.clock
             return np.zeros(0, int)
         times = self.uploads(chosen, payload, serial=serial)
-        arrive, end = np.isfinite(times), self.sending["finish"][chosen].max()
+        arrive, end = np.isfinite(times), self.due(chosen).max()
         if first is not None and arrive.sum() >= first:
             end = np.sort(times)[first - 1]
         elif limit < np.inf and not arrive.all():
@@ -293,32 +263,41 @@ class World:
             size = np.array([weigh(p) for p in payload], float)
         else:
             size = np.full(len(chosen), weigh(payload) / max(1, len(chosen)))
-        tries, ok = self._tries(chosen, "up")
-        crashed = uniform(chosen, self.seed, "crash", self.draws["up"]) < self.crash
+        self._check(chosen)
+        tries, ok = self.tries(chosen, "up")
         begin = np.maximum(self.ready[chosen], self.clock)
         size, start = size * tries, begin + self.latency[chosen] * tries
+        crashed = np.zeros(len(chosen), bool)
+        if self.crash:
+            crashed = uniform(chosen, self.seed, "crash", self.draws["up"]) < self.crash
         if serial:
             finish, free = np.zeros(len(chosen)), -np.inf
             for k, i in enumerate(chosen):
                 start[k] = max(start[k], free)
-                own = self.bandwidth_up[i] * self._fade([i], start[k])[0]
+                own = self.bandwidth_up[i] * self.fade([i], start[k])[0]
                 finish[k] = start[k] + size[k] / min(own, self.server[1])
                 free = free if crashed[k] else finish[k]
         else:
-            up, down = self._with_server(self._rates(chosen, start)[0], None)
-            finish = start + size / np.minimum(up[chosen], self.server[1])
-            there = ~crashed
-            flows = chosen[there], np.full(there.sum(), self.n), size[there], start[there]
-            finish[there] = finish_times(*flows, up, down)
-        ok = ok & ~crashed
+            own = self.bandwidth_up[chosen] * self.fade(chosen, start)
+            finish, there = start + size / np.minimum(own, self.server[1]), ~crashed
+            finish[there] = star(self.server[1], own[there], size[there], start[there])
+        if crashed.any():
+            start, ok = np.where(crashed, finish, start), ok & ~crashed
+            size, tries = np.where(crashed, 0.0, size), np.where(crashed, 0, tries)
         if self.off is not None:
             spans = zip(chosen, self.since[chosen], finish, strict=True)
-            ok &= np.array([self._stays(*span) for span in spans], bool)
-        start = np.where(crashed, finish, start)
-        size, tries = np.where(crashed, 0.0, size), np.where(crashed, 0, tries)
-        for (field, _), value in zip(UPLOAD, (begin, start, finish, size, tries, ok), strict=True):
+            ok = ok & np.array([self._stays(*span) for span in spans], bool)
+        self._pending += len(chosen) - int(self.sending["pending"][chosen].sum())
+        values = begin, start, finish, size, tries, ok, True
+        for (field, _), value in zip(UPLOAD, values, strict=True):
             self.sending[field][chosen] = value
         return np.where(ok, finish, np.inf)
+
+    def due(self, chosen) -> np.ndarray:
+        """(k,) when the uploads that the chosen devices have under way are through, s, or would be
+        if nothing arrives; 0 for a device that has none."""
+        sending = self.sending[chosen]
+        return np.where(sending["pending"], sending["finish"], 0.0)
 
     def close(self, chosen, when: float) -> None:
         """The clock moves to `when` (it stays if that has passed), and the chosen devices are free
@@ -328,21 +307,27 @@ class World:
         if not np.isfinite(when):
             raise UsageError(f"when = {when} s; wait for uploads that arrive, at a finite time")
         chosen, when = np.asarray(chosen, dtype=int), max(self.clock, when)
-        begin, start, finish, size, tries, ok = (self.sending[f][chosen] for f, _ in UPLOAD)
+        values = (self.sending[field][chosen] for field, _ in UPLOAD)
+        begin, start, finish, size, tries, ok, pending = values
         undone = np.maximum(0.0, self.ready[chosen] - np.maximum(self.began[chosen], when))
-        air, done = np.maximum(0.0, np.minimum(finish, when) - start), finish <= when
-        begun = (tries > 0) & (done | (when > begin))
+        air = np.maximum(0.0, np.minimum(finish, when) - start) * pending
+        done = pending & (finish <= when)
+        begun = pending & (tries > 0) & (done | (when > begin))
         sent = np.where(done, size, size * air / np.maximum(finish - start, 1e-300))
+        here = done & ok
         self.busy[chosen] -= undone
-        self._cut(chosen[undone > 0], when)
+        if self.timeline is not None and (undone > 0).any():
+            self.timeline = timetable.cut(self.timeline, chosen[undone > 0], when)
         self.radio[chosen] += air
-        self.wait[chosen] += np.maximum(0.0, when - begin) - air
+        self.wait[chosen] += np.maximum(0.0, when - begin) * pending - air
         self.up[chosen] += sent
         self.messages += int(tries[begun].sum())
-        self.server_down += size[done & ok].sum()
+        self.server_down += size[here].sum()
+        self.lost += sent.sum() - (size[here] / np.maximum(tries[here], 1)).sum()
         shown = begun & (done | (air > 0))
-        self._note(chosen[shown], start[shown], air[shown], "send", (ok & done)[shown])
-        self.sending[chosen] = NO_UPLOAD
+        self.note(chosen[shown], start[shown], air[shown], "send", here[shown])
+        self._pending -= int(pending.sum())
+        self.sending["pending"][chosen] = False
         self.ready[chosen] = self.clock = when
 
     def barrier(self, chosen) -> None:
@@ -358,11 +343,12 @@ class World:
         """Every device sends its row to its neighbours, all at one instant: i hears j where W[i, j]
         is not 0.
 
-        rows: a tensor (or tuple of tensors) with n leading rows. Returns arrived (n, n), True where
-        i has j's message; devices that are off neither send nor hear, and do not hold the others
-        up. overlap: once they have sent, the devices wait only for the exchange of so many rounds
-        ago; one exchange after the other uses the links, while latencies run side by side. So
-        rounds of C s of computing and exchanges of L + s seconds, L of them latency, take
+        rows: a tensor (or tuple of tensors) with n leading rows. W: dense, or sparse (COO): then
+        the cost grows with the links alone. Returns arrived (n, n), True where i has j's message,
+        of W's layout; devices that are off neither send nor hear, and do not hold the others up.
+        overlap: once they have sent, the devices wait only for the exchange of so many rounds ago;
+        one exchange after the other uses the links, while latencies run side by side. So rounds of
+        C s of computing and exchanges of L + s seconds, L of them latency, take
         max(C, s, (C + L + s) / (overlap + 1)) on average. The radio is then on beside computing and
         waiting. sizes: bytes of each sender's message (n,), or of each [receiver, sender] (n, n),
         for rows of which only some entries are sent.
@@ -373,68 +359,26 @@ class World:
             )
         size, on = weigh(rows) / self.n, np.zeros(self.n, bool)
         on[self.online()] = True
-        links = (W.numpy() != 0) & on & on[:, None]
-        np.fill_diagonal(links, False)
-        dst, src = np.nonzero(links)
+        dst, src = links(W)
+        there = on[dst] & on[src]
+        dst, src = dst[there], src[there]
         if sizes is not None:
-            size = np.broadcast_to(sizes, links.shape)[dst, src].astype(float)
+            size = np.broadcast_to(sizes, tuple(W.shape))[dst, src].astype(float)
         ok = self.transfer(src, dst, size, on=np.flatnonzero(on), overlap=overlap)
-        arrived = torch.zeros(self.n, self.n, dtype=torch.bool)
-        arrived[dst[ok], src[ok]] = True
-        return arrived
+        return mask(W, dst[ok], src[ok])
 
     def transfer(self, src, dst, nbytes, *, on=None, overlap: int = 0) -> np.ndarray:
         """(m,) whether they arrive: m messages from device src to device dst that leave at one
-        instant, when all the devices `on` (default: all) are free, and which all wait for. The
-        step of `exchange` for a list of links, where a matrix of n x n would be too large."""
-        on = np.arange(self.n) if on is None else on
-        begin = max(self.clock, self.ready[on].max(initial=0.0))
-        self.wait[on] += begin - np.maximum(self.ready[on], self.clock)
-        leave = max(begin, self.free)  # later only if an overlapped exchange uses the links
-        tries, ok = self._tries(src, "exchange", dst)
-        seconds, late = self._exchange_seconds(src, dst, nbytes * tries, tries, leave)
-        np.add.at(self.up, src, nbytes * tries)
-        np.add.at(self.down, dst, nbytes * tries)
-        self.messages += int(tries.sum())
-        air = longest(self.n, src, dst, seconds - late)
-        self.radio += air
-        talk, first = np.union1d(src, dst), -longest(self.n, src, dst, -late, -np.inf)
-        self._note(talk, leave + first[talk], air[talk], "exchange")
-        self.free = leave + air.max()
-        self.behind.append(leave + (seconds.max() if len(src) else PATIENCE * (self.n > 1)))
-        self.clock = begin
-        while len(self.behind) > overlap:
-            self.clock = max(self.clock, self.behind.popleft())
-        self.wait[on] += self.clock - begin - (0.0 if overlap else air[on])
-        self.ready[:] = self.clock
-        return ok
-
-    def _exchange_seconds(self, src, dst, size, tries, begin):
-        """(seconds, of which latency) of messages that leave together."""
-        up, down = self._rates(np.union1d(src, dst), begin)
-        parts = (src, dst, size, tries) + (() if self.fading is None else (up, down))
-        key = tuple(a.tobytes() for a in parts)
-        if key not in self._known:
-            late = np.maximum(self.latency[src], self.latency[dst]) * tries
-            self._known = {key: (finish_times(src, dst, size, late, up, down, self.path), late)}
-        return self._known[key]
+        instant, when all the devices `on` (default: all; all of src and dst at least) are free, and
+        which these wait for. The step of `exchange` for a list of links."""
+        on = np.arange(self.n) if on is None else np.asarray(on, dtype=int)
+        return collectives.transfer(self, src, dst, nbytes, on, overlap)
 
     def allreduce(self, chosen, rows: Tensor, algorithm: str = "ring") -> Tensor:
         """(d,): the sum of the chosen devices' rows (k, d), which each of them then holds, see
         collectives.allreduce."""
         collectives.allreduce(self, chosen, rows.shape[1], rows.element_size(), algorithm)
         return collectives.ring_sum(rows) if algorithm == "ring" else rows.sum(0)
-
-    def _hop(self, src, dst, size, begin):
-        """(seconds, of which latency) of messages that leave together; lost ones are sent again."""
-        p = 1 - (1 - self.loss[src]) * (1 - self.loss[dst])
-        tries = attempts(uniform(src * self.n + dst, self.seed, "hop", self._draw("hop")), p)
-        np.add.at(self.up, src, size * tries)
-        np.add.at(self.down, dst, size * tries)
-        self.messages += int(tries.sum())
-        late = np.maximum(self.latency[src], self.latency[dst]) * tries
-        up, down = self._rates(np.union1d(src, dst), begin)
-        return finish_times(src, dst, size * tries, late, up, down, self.path), late
 
     # ---- asynchronous devices --------------------------------------------------------------------
 
@@ -485,22 +429,24 @@ class World:
     def _message(self, i, j, nbytes, begin):
         """(seconds, of which on the air, arrived) of one message on otherwise idle links."""
         latency, bandwidth = self.link(i, j, begin)
-        (tries,), (ok,) = self._tries(np.array([i]), "send", np.array([j]))
+        (tries,), (ok,) = self.tries(np.array([i]), "send", np.array([j]))
         air = tries * nbytes / bandwidth
         start = begin + latency * tries
         ok = bool(ok and all(self._stays(k, start, start + air) for k in (i, j)))
         self.up[i] += tries * nbytes
         self.down[j] += tries * nbytes
         self.messages += int(tries)
-        self._note([i], [start], [air], "send", [ok])
-        self._note([j], [start], [air], "receive", [ok])
+        self.lost += (tries - ok) * nbytes
+        self.note([i], [start], [air], "send", [ok])
+        self.note([j], [start], [air], "receive", [ok])
         return latency * tries + air, air, ok
 
     def _stays(self, i, start, end):
         """Whether device i is on from start to end."""
         return self.off is None or self.off.next_off(int(i), start) > end
 
-    def _pause(self, i, start, seconds):
+    def pause(self, i, start: float, seconds: float) -> float:
+        """When device i is through with so many seconds of work, which pauses while it is off."""
         return start + seconds if self.off is None else self.off.finish(i, start, seconds)
 
     # ---- timetables made elsewhere ---------------------------------------------------------------
@@ -508,32 +454,13 @@ class World:
     def link(self, d: int, e: int, at: float | None = None) -> tuple[float, float]:
         """(latency s, bandwidth B/s) of a message from device d to device e on idle links that
         begins at the clock, or `at`."""
-        fade = self._fade((d, e), self.clock if at is None else at)
+        fade = self.fade((d, e), self.clock if at is None else at)
         rate = min(self.bandwidth_up[d] * fade[0], self.bandwidth_down[e] * fade[1])
         return max(self.latency[d], self.latency[e]), min(rate, self.path)
 
     def replay(self, events) -> None:
-        """Charge a timetable of pipeline.Event, whose times count from now; the clock moves to its
-        end. The first part of a message is latency."""
-        span = max((e.end for e in events), default=0.0)
-        active = {i: [] for e in events for i in (e.device, e.to) if i is not None}
-        for e in events:
-            start = e.start
-            if e.what == "send":
-                start = min(e.end, e.start + max(self.latency[[e.device, e.to]]))
-                self.up[e.device] += e.nbytes
-                self.down[e.to] += e.nbytes
-                self.messages += 1
-                self.radio[[e.device, e.to]] += e.end - start
-                active[e.to].append((start, e.end))
-            else:
-                self.busy[e.device] += e.end - e.start
-            active[e.device].append((start, e.end))
-            self._note([e.device], [self.clock + e.start], [e.end - e.start], e.what)
-        for i, spans in active.items():
-            self.wait[i] += span - _covered(spans)
-        self.clock += span
-        self.ready[:] = self.clock
+        """Charge a timetable, see timetable.replay."""
+        timetable.replay(self, events)
 
     # ---- accounts --------------------------------------------------------------------------------
 
@@ -562,39 +489,27 @@ class World:
         """The timeline as columns device, start, end, what; needs record=True. Computing and
         messages of rounds as in busy and radio; an all-reduce is one bar, and asynchronous messages
         and those of timetables are drawn with their latency."""
-        if self.timeline is None:
-            raise UsageError("this world kept no timeline; build it with record=True")
-        return pd.DataFrame(self.timeline, columns=["device", "start", "end", "what"])
+        return timetable.gantt(self.timeline)
 
-    def _note(self, devices, start, seconds, what, ok=None):
+    def note(self, devices, start, seconds, what: str, ok=None) -> None:
+        """A bar in the timeline for each of the devices, if there is one; ok: which succeed."""
         if self.timeline is not None:
             for k, i in enumerate(devices):
                 name = what if ok is None or ok[k] else "failed"
                 self.timeline.append((int(i), float(start[k]), float(start[k] + seconds[k]), name))
 
-    def _cut(self, devices, when):
-        """What the devices would have computed after `when` leaves the timeline."""
-        if self.timeline is not None and len(devices):
-            cut = {(int(i), "compute") for i in devices}
-            bars = (
-                (i, start, min(end, when) if (i, what) in cut else end, what)
-                for i, start, end, what in self.timeline
-            )
-            self.timeline = [bar for bar in bars if bar[1] <= bar[2]]
+    # ---- draws -----------------------------------------------------------------------------------
 
-    def _draw(self, what):
+    def draw(self, what: str) -> int:
         """How often this kind of draw was made: relatives meet the same failures in round r."""
         self.draws[what] += 1
         return self.draws[what]
 
-    def _tries(self, nodes, what, others=None):
-        """How often each message is sent, and whether it arrives."""
-        p = (
-            self.loss[nodes]
-            if others is None
-            else 1 - (1 - self.loss[nodes]) * (1 - self.loss[others])
-        )
-        draw = self._draw(what)
+    def tries(self, nodes, what: str, others=None) -> tuple[np.ndarray, np.ndarray]:
+        """(k,) how often each message is sent, and whether it arrives."""
+        p, draw = self.loss[nodes], self.draw(what)
+        if others is not None:
+            p = 1 - (1 - p) * (1 - self.loss[others])
         if not p.any():
             return np.ones(len(p), int), np.ones(len(p), bool)
         u = uniform(nodes if others is None else nodes * self.n + others, self.seed, what, draw)
@@ -602,28 +517,15 @@ class World:
             return attempts(u, p), np.ones(len(p), bool)
         return np.ones(len(p), int), u >= p
 
-    def _fade(self, nodes, t):
+    def fade(self, nodes, t) -> np.ndarray:
         """(k,) factors of the bandwidths of `nodes` at time t, one for all or one each."""
         if self.fading is None:
             return np.ones(len(nodes))
         factor, spells = self.fading
         at = zip(nodes, np.broadcast_to(t, len(nodes)), strict=True)
-        bad = [spells.next_off(int(i), float(now)) == -np.inf for i, now in at]
-        return np.where(bad, factor, 1.0)
+        return np.where([spells.until(int(i), float(now))[0] for i, now in at], factor, 1.0)
 
-    def _rates(self, nodes, t):
-        """(up, down): all devices' bandwidths (n,), those of `nodes` as they are at time t."""
-        if self.fading is None:
-            return self.bandwidth_up, self.bandwidth_down
-        fade = np.ones(self.n)
-        fade[nodes] = self._fade(nodes, t)
-        return self.bandwidth_up * fade, self.bandwidth_down * fade
-
-    def _with_server(self, up, down):
-        """Capacities in which the server is node n: it sends, or it receives."""
-        up = self.bandwidth_up if up is None else up
-        down = self.bandwidth_down if down is None else down
-        return np.append(up, self.server[0]), np.append(down, self.server[1])
+    _fade, _pause, _note, _draw = fade, pause, note, draw  # what other modules call them
 
     def _check(self, chosen):
         if len(chosen) and not (0 <= chosen.min() and chosen.max() < self.n):
@@ -631,15 +533,6 @@ class World:
                 f"devices {chosen.min()} to {chosen.max()} were chosen; "
                 f"the world has 0 to {self.n - 1}"
             )
-
-
-def _covered(spans):
-    """Seconds that at least one of the (start, end) spans covers."""
-    total, until = 0.0, -np.inf
-    for start, end in sorted(spans):
-        total += max(0.0, end - max(start, until))
-        until = max(until, end)
-    return total
 
 
 def _each(kind, n, find):
@@ -653,4 +546,9 @@ def _each(kind, n, find):
 
 def _column(records, field, n):
     values = np.array([getattr(r, field) for r in records], float)
-    return np.full(n, values[0]) if len(values) == 1 else values
+    return _constant(values[0], n) if len(values) == 1 else values
+
+
+def _constant(value, n):
+    """(n,) of one value, which is stored once."""
+    return np.broadcast_to(value, n)

@@ -399,7 +399,7 @@ def test_small_uploads_close_the_round_sooner():
     task, clocks = small(4, network=mlp(20), dtype=torch.float32), {}
     for method, how in ((fedavg, {}), (sketched_updates, dict(Q=quantise(1)))):
         world = World(4)
-        world.bandwidth_up[:] = 1000.0
+        world.bandwidth_up = np.full(4, 1000.0)
         models(method, 2, task=task, world=world, **LOCAL, **how)
         clocks[method] = world.clock
     saved = 2 * (4 * 1510 - (4 * 8 + 160 + 3 + 25 + 2)) / 1000

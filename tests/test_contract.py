@@ -15,6 +15,7 @@ from survey_lib.compression import top_k
 from survey_lib.methods import (
     bayesian,
     compressed_updates,
+    delayed,
     distillation,
     downpour,
     gossip,
@@ -29,6 +30,8 @@ from survey_lib.methods import (
     selection,
     server_async,
     server_sync,
+    slow_devices,
+    staleness,
     stragglers,
     vehicles,
 )
@@ -43,6 +46,7 @@ from survey_lib.world import World, loguniform
 MODULES = (
     bayesian,
     compressed_updates,
+    delayed,
     distillation,
     downpour,
     gossip,
@@ -57,6 +61,8 @@ MODULES = (
     selection,
     server_async,
     server_sync,
+    slow_devices,
+    staleness,
     stragglers,
     vehicles,
 )
@@ -109,6 +115,15 @@ METHODS = {  # name: (arguments for n devices, one model per device?)
     "easgd_synchronous": (lambda n: dict(B=8, eta=0.1), False),
     "sgd_momentum_nag": (lambda n: dict(B=8, eta=0.1, mu=0.5), False),
     "fedsa": (lambda n: dict(B=8, eta=0.1, E_1=2), False),
+    "tifl": (lambda n: dict(m=min(n, 2), S=2, E=2, B=8, eta=0.1), False),
+    "hfl_adsgd": (lambda n: dict(S=n, deadline=0.003, E=2, B=8, eta=0.1), False),
+    "elfish": (lambda n: dict(S=min(n, 3), E=2, B=8, eta=0.1), False),
+    "exp_penalty": (lambda n: dict(eta=0.3, B=8), False),
+    "fasgd": (lambda n: dict(alpha=0.02, B=8, c_fetch=0.001, c_push=0.001), False),
+    "dana": (lambda n: dict(eta=0.1, B=8), False),
+    "dana_slim": (lambda n: dict(eta=0.1, B=8), False),
+    "asysg_con": (lambda n: dict(gamma=0.3, B=8, window=2), False),
+    "delayed_mirror_descent": (lambda n: dict(L=2.0, eta=0.1, B=8), False),
     "drl_node_selection": (lambda n: dict(select=at_random, S=min(n, 3), B=8, eta=0.1), False),
 }
 SILENT = {"sgd_momentum_nag", "local_only", "single_device", "student_hard_labels"}
@@ -118,8 +133,12 @@ COMBINES_FIRST = {
 }  # its first round mixes equal models, which changes none
 ON_TWO_DEVICES = {"naive_layerwise_mp", "gpipe"}
 SENT_AGAIN = {"fedasync", "sasgd", "paflm", "aso_fed", "downpour", "easgd", "fedsa"}
+SENT_AGAIN |= {"exp_penalty", "fasgd", "dana", "dana_slim"}
+SENT_AGAIN |= {"asysg_con", "delayed_mirror_descent"}
 NOT_METHODS = {"label_dirichlet"}  # a partition of the data
-OWN_PROBLEM = {  # no Task: problems.Averaging; problems.Ranking, whose loss is of pairs
+OWN_PROBLEM = {  # no Task: Averaging; Ranking, whose loss is of pairs; LinearSystem
+    "async_linear_systems",
+    "sync_linear_systems",
     "choco_gossip",
     "gossip_dual_averaging_pairwise",
     "gossip_dual_averaging_async",

@@ -1,7 +1,9 @@
 """Data sets: what is used is what was asked for, undamaged; no test here needs a network."""
 
+import errno
 import gzip
 import hashlib
+import shutil
 import threading
 
 import numpy as np
@@ -155,6 +157,26 @@ def test_a_damaged_file_is_refused_and_kept(cache, small, monkeypatch, where, da
     assert str(path) in str(caught.value) and "remove this file" in str(caught.value)
     assert fetch.FASHION_MNIST[list(small)[2]] in str(caught.value)
     assert path.read_bytes() == bad
+
+
+def test_no_flipped_bit_or_missing_end_changes_a_figure(cache, small):
+    """Of a .gz file, some bits (a date, a flag) do not matter; the content is the recorded one."""
+    path = put(cache / "fashion-mnist", small) / f"{list(small)[0]}.gz"
+    body = path.read_bytes()
+    flipped = [
+        body[:k] + bytes([body[k] ^ 1 << b]) + body[k + 1 :]
+        for k in range(len(body))
+        for b in range(8)
+    ]
+    refused = 0
+    for bad in flipped + [body[:k] for k in range(len(body))]:
+        path.write_bytes(bad)
+        try:
+            assert fetch.fashion_mnist_files() == small
+        except DataError as error:
+            assert str(path) in str(error)
+            refused += 1
+    assert refused > 4 * len(body)
 
 
 def test_a_damaged_cache_is_refused_even_where_another_file_is_missing(cache, small):
@@ -319,6 +341,42 @@ def test_a_torchvision_set_is_downloaded_once_and_checked_again(tiny, cache):
     assert path.exists()
 
 
+@pytest.mark.parametrize("damage", ["not text", "empty", "another's"])
+def test_a_damaged_record_of_a_torchvision_set_is_refused(tiny, cache, damage):
+    data.load("cifar10")
+    record = cache / "torchvision" / "CIFAR10" / "sha256"
+    record.write_bytes({"not text": b"\xff" * 64, "empty": b"", "another's": b"0" * 64}[damage])
+    data._torchvision.cache_clear()
+    with pytest.raises(DataError, match="CIFAR10 is damaged.*remove this folder"):
+        data.load("cifar10")
+
+
+@pytest.mark.parametrize("lost", ["sha256", "pixels.bin"])
+def test_a_torchvision_set_that_lost_a_file_is_fetched_again_or_refused(tiny, cache, lost):
+    first = data.load("cifar10")
+    (cache / "torchvision" / "CIFAR10" / lost).unlink()
+    data._torchvision.cache_clear()
+    if lost == "pixels.bin":
+        with pytest.raises(DataError, match="could not be had.*remove .*CIFAR10 and run again"):
+            data.load("cifar10")
+        shutil.rmtree(cache / "torchvision" / "CIFAR10")
+    assert data.load("cifar10").checksum == first.checksum and tiny.downloads == 4
+
+
+def test_a_full_cache_says_to_make_room_and_leaves_nothing(tiny, cache, small, monkeypatch):
+    def full(*given, **how):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(fetch, "_by_torchvision", full)
+    monkeypatch.setattr(fetch, "_by_apt", lambda work: pytest.fail("no other way is tried"))
+    monkeypatch.setattr(tiny, "path", full)
+    for ask in (fetch.fashion_mnist_files, lambda: data.load("cifar10")):
+        with pytest.raises(DataError, match="cannot write to .*No space left.*make room there or"):
+            ask()
+    left = {p.name for p in cache.rglob("*") if p.suffix != ".lock"}
+    assert left == {"torchvision"}
+
+
 def test_images_of_unlike_sizes_are_refused(tiny):
     tiny.sizes = (4, 5)
     with pytest.raises(UsageError, match="differ in size"):
@@ -417,6 +475,21 @@ def test_files_that_are_no_npz(tmp_path):
         path.write_bytes(content)
         with pytest.raises(UsageError, match="cannot be read"):
             data.load(str(path))
+
+
+def test_a_flipped_bit_in_any_byte_of_an_npz_is_refused_or_changes_nothing(tmp_path):
+    path = tmp_path / "my.npz"
+    npz(path, x=X[:12, :1], y=Y[:12], x_test=X[12:16, :1], y_test=Y[12:16])
+    body, first = path.read_bytes(), data.load(path)
+    refused = 0
+    for k in range(len(body)):
+        data._npz.cache_clear()
+        path.write_bytes(body[:k] + bytes([body[k] ^ 1 << k % 8]) + body[k + 1 :])
+        try:
+            assert data.load(path).checksum == first.checksum, f"bit {k % 8} of byte {k}"
+        except UsageError:
+            refused += 1
+    assert refused > len(body) / 2  # the rest are dates and the like
 
 
 def test_importing_data_loads_neither_torchvision_nor_sklearn():

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from survey_lib.flows import SharedLink, _progressive, _star, finish_times, max_min, weigh
+from survey_lib.flows import SharedLink, _progressive, _star, finish_times, max_min, star, weigh
 from survey_lib.streams import stream
 
 inf = np.inf
@@ -219,6 +219,73 @@ def test_max_min_is_feasible_and_every_flow_has_a_bottleneck(key):
 
 
 # ---- one algorithm against another ---------------------------------------------------------------
+
+
+def one_link_after_another(links, capacity, path):
+    """Max-min rates by the textbook: the link with the least share is filled, again and again."""
+    m = links.shape[1]
+    rate, left, open_ = np.full(m, path), capacity.astype(float), np.ones(m, bool)
+    while open_.any():
+        count = np.bincount(links[:, open_].ravel(), minlength=len(left))
+        share = np.where(count, left / np.maximum(count, 1), inf)
+        e = int(np.argmin(share))
+        now = open_ & ((links == e).any(0) if share[e] < path else True)
+        rate[now] = min(share[e], path)
+        for f in np.flatnonzero(now):
+            left[links[:, f]] -= rate[f]
+        left, open_ = np.maximum(left, 0.0), open_ & ~now
+    return rate
+
+
+def anew_at_every_event(src, dst, size, start, up, down, path):
+    """The fluid itself: all rates anew whenever a flow begins or ends."""
+    links, capacity = np.stack([src, dst + len(up)]), np.concatenate([up, down])
+    left, finish, now = size.astype(float), np.full(len(size), -1.0), start.min()
+    while (finish < 0).any():
+        active = np.flatnonzero((finish < 0) & (start <= now))
+        coming = start[start > now].min(initial=inf)
+        rate = one_link_after_another(links[:, active], capacity, path)
+        step = min((left[active] / rate).min(initial=inf), coming - now)
+        left[active] = np.where(np.isinf(rate), 0.0, left[active] - np.minimum(rate, 1e9) * step)
+        now = coming if step == coming - now else now + step
+        finish[active[left[active] <= 1e-12 * size[active]]] = now
+    return finish
+
+
+@pytest.mark.parametrize("ties", [False, True])
+@pytest.mark.parametrize("key", range(25))
+def test_progressive_filling_is_the_fluid(key, ties):
+    """Ends that leave slower flows as they are, on random networks; sizes, starts, capacities of a
+    few values, so that many things happen at once, or of any."""
+    rng = stream("fluid", key)
+    m, n = int(rng.integers(2, 30)), int(rng.integers(2, 8))
+    src, dst = rng.integers(0, n, m), rng.integers(0, n, m)
+    if ties:
+        size, start = rng.integers(1, 4, m) * 1.0, rng.integers(0, 3, m) * 1.0
+        up, down = rng.choice([1.0, 2.0, inf], n), rng.choice([1.0, 2.0, 4.0], n)
+    else:
+        size, start = rng.lognormal(0, 1, m), rng.random(m)
+        up, down = rng.lognormal(1, 1, n), rng.lognormal(1, 1, n)
+    for path in (inf, 0.7):
+        how = src, dst, size, start, up, down, path
+        want = anew_at_every_event(*how)
+        np.testing.assert_allclose(_progressive(*how), want, rtol=1e-9)
+        np.testing.assert_allclose(finish_times(*how), want, rtol=1e-9)
+
+
+def test_a_star_in_closed_form_is_the_shared_link():
+    caps, size = np.array([1.0, 2.0, 5.0]), np.array([3.0, 9.0, 1.0])
+    start, same = np.array([0.0, 1.0, 0.5]), np.ones(3)
+    for capacity in (8.0, 100.0):  # enough for all at once
+        np.testing.assert_allclose(star(capacity, caps, size, start), start + size / caps)
+        np.testing.assert_allclose(_star(capacity, caps, size, start), start + size / caps)
+    for capacity in (0.5, 2.9):  # equals
+        want = _star(capacity, same, 4 * same, 7 * same)
+        np.testing.assert_allclose(star(capacity, same, 4 * same, 7 * same), want, rtol=1e-14)
+    for k in range(3):  # all but one equal
+        some = [same.copy(), 4 * same, 7 * same]
+        some[k][1] *= 0.5
+        np.testing.assert_allclose(star(1.2, *some), _star(1.2, *some), rtol=1e-14)
 
 
 @pytest.mark.parametrize("ties", [False, True])

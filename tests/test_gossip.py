@@ -26,7 +26,15 @@ from survey_lib.models import logistic
 from survey_lib.partition import dirichlet, iid
 from survey_lib.presets import Device, Link
 from survey_lib.problems import Averaging
-from survey_lib.topology import complete, hypercube, ring, spectral_gap, star, torus
+from survey_lib.topology import (
+    complete,
+    hypercube,
+    random_regular,
+    ring,
+    spectral_gap,
+    star,
+    torus,
+)
 from survey_lib.training import Task, gradients
 from survey_lib.world import World
 
@@ -511,3 +519,49 @@ def test_claim_choco_is_better_at_equal_bytes():
         assert spent[1] == pytest.approx(spent[0], rel=0.02)
         better.append(accuracy[1] - accuracy[0])
     assert min(better) > 0.01, better
+
+
+# ---- sparse mixing -------------------------------------------------------------------------------
+
+SPARSE = {
+    "d_psgd": (d_psgd, dict(eta=0.3, B=5)),
+    "adapt first": (d_psgd, dict(eta=0.3, B=5, adapt_first=True)),
+    "choco": (choco_sgd, dict(Q=top_k(0.1), gamma=0.3, eta=0.3, B=5)),
+    "choco gossip": (choco_gossip, dict(Q=top_k(0.2), gamma=0.3)),
+    "direct": (choco_gossip, dict(Q=top_k(0.2), gamma=0.3, direct=True)),
+}
+
+
+@pytest.mark.parametrize("how", [{}, dict(loss=0.3, churn=(0.5, 0.2)), dict(loss=0.2, retry=True)])
+@pytest.mark.parametrize("name", SPARSE)
+def test_a_sparse_matrix_mixes_as_a_dense_one(name, how):
+    """Fixed, and changing from round to round: the same models to round-off, the same bytes, the
+    same clock; whoever is off, and whatever is lost."""
+    method, arguments = SPARSE[name]
+    n, links = 9, [("lte", "wifi", "5g")[i % 3] for i in range(9)]
+    task = Averaging(n=n, d=20) if method is choco_gossip else small(n)
+    graphs = [torus, lambda n, **how: random_regular(n, 2, 1, **how)]
+    for change in (False, True) if method is d_psgd else (False,):
+        found = []
+        for sparse in (False, True):
+            W = [g(n, sparse=sparse) for g in graphs]
+            w = World(n, link=links, seed=3, **how)
+            W = torch.stack(W) if change else W[0]
+            X = models(method, 8, task=task, world=w, W=W, **arguments)
+            found.append((X, w.totals(), w.lost, [*w.up, *w.down, *w.radio, *w.wait]))
+        (X, totals, lost, accounts), (X2, *same) = found
+        assert [totals, lost, accounts] == same
+        close(X, X2, 1e-6 if X.dtype == torch.float32 else 1e-12)
+        assert not torch.equal(X[-1], X[0])
+    assert lost > 0 or not how
+
+
+def test_a_large_sparse_graph():
+    """4000 devices: a dense matrix would have 16 million entries."""
+    n = 4000
+    w, W = World(n), ring(n, sparse=True)
+    arrived = w.exchange(W, torch.zeros(n, 10))
+    assert arrived.is_sparse and arrived.sum() == 2 * n and W._nnz() == 3 * n
+    assert w.clock == pytest.approx(0.001 + 2 * 40 / 1.1e7)
+    x = torch.arange(n, dtype=torch.float32)[:, None]
+    close(W @ x, (x.roll(1, 0) + x + x.roll(-1, 0)) / 3, 1e-3)

@@ -4,6 +4,7 @@ import pytest
 import torch
 from conftest import close
 from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
 
 from survey_lib.errors import UsageError
 from survey_lib.models import Network, cnn, logistic, mlp
@@ -148,22 +149,44 @@ def test_profile_of_a_cnn_by_hand():
     assert network.flops == sum(forward)
 
 
-def test_dense_names_exactly_the_mlps():
-    assert Network(logistic(), (1, 8, 8), 10).dense == [(64, 10)]
-    assert Network(mlp(20, 7), (1, 5, 4), 3).dense == [(20, 20), (20, 7), (7, 3)]
-    assert network_of("cnn").dense is None and network_of("own").dense is None
+@pytest.mark.parametrize("name", CASES)
+def test_profile_is_what_torch_counts(name):
+    network, module = network_of(name), plain(name, randomly(network_of(name)))
+    batch = images(name, b=1)
+    for layer in network.layers:
+        with FlopCounterMode(display=False) as counter:
+            batch = module[layer.modules](batch)
+        assert layer.forward == counter.get_total_flops()
+        assert layer.activation == batch.numel()
+    assert [v for v, layer in CASES.items() if network_of(v).by_hand is None] == ["own"]
 
-    def tanh(shape, classes):
-        return nn.Sequential(nn.Flatten(1), nn.Linear(4, 3), nn.Tanh(), nn.Linear(3, classes))
 
-    def no_bias(shape, classes):
-        return nn.Sequential(nn.Flatten(1), nn.Linear(4, classes, bias=False))
+@pytest.mark.parametrize("k", [1, 4])
+@pytest.mark.parametrize("name", CASES)
+def test_tracked_models_have_their_own_gradients(name, k):
+    """The logits of k models and, by autograd, the gradients of their parameters."""
+    network, rng = network_of(name), torch.Generator().manual_seed(1)
+    X = torch.randn(k, network.d, generator=rng, dtype=torch.float64) / 3
+    batch = torch.stack([images(name) * (i + 1) for i in range(k)])
+    z, parameters = network.track(X, batch)
+    weight = torch.randn(z.shape, generator=rng, dtype=z.dtype)
+    found = torch.autograd.grad(z, parameters, weight)
+    found = torch.cat([v.reshape(k, -1) for v in found], 1)
+    for i in range(k):
+        x = X[i].clone().requires_grad_()
+        want = network(x, batch[i])
+        close(z[i].detach(), want.detach())
+        close(found[i], torch.autograd.grad(want, x, weight[i])[0], atol=1e-10)
+    assert X.grad is None and not X.requires_grad
 
-    def relu_last(shape, classes):
-        return nn.Sequential(nn.Flatten(1), nn.Linear(4, classes), nn.ReLU())
 
-    for build in (tanh, no_bias, relu_last):
-        assert Network(build, (4,), 2).dense is None, build.__name__
+def test_a_tracked_model_follows_the_device_and_type_of_its_vector():
+    network = network_of("own")
+    for dtype in (torch.float64, torch.float32, torch.float64):
+        x, batch = randomly(network, dtype), images("own", dtype=dtype)
+        z, _ = network.track(x[None], batch[None])
+        assert z.dtype == dtype
+        close(z[0].detach(), network(x, batch), atol=1e-6)
 
 
 @pytest.mark.parametrize("name", CASES)

@@ -10,6 +10,7 @@ from survey_lib.errors import UsageError
 from survey_lib.partition import (
     dirichlet,
     drawn,
+    everything,
     iid,
     label_counts,
     label_skew,
@@ -243,6 +244,14 @@ def test_tied_classes_are_at_their_devices_only(devices):
     assert not any(np.array_equal(a, b) for a, b in zip(parts, other, strict=True))
 
 
+def test_devices_with_tied_classes_can_hold_as_much_of_the_rest_as_the_others():
+    parts = tied((8, 9), (3, 4), alone=False)(Y, 5, 0)
+    np.testing.assert_array_equal(np.sort(np.concatenate(parts)), np.arange(len(Y)))
+    counts = label_counts(Y, parts)
+    assert (counts[:3, 8:] == 0).all() and np.ptp(counts[:, :8].sum(1)) <= 1
+    assert np.ptp(counts[3:, 8:].sum(1)) <= 1
+
+
 @pytest.mark.parametrize("devices", [(), (5,), (0, 0), (-1, 2), (0, 1, 2, 3, 4)])
 def test_some_but_not_all_devices_can_hold_tied_classes(devices):
     with pytest.raises(UsageError, match="some, not all"):
@@ -271,3 +280,8 @@ def test_drawn_streams_are_everybodys_in_part(common):
 def test_a_share_is_from_0_to_1(common):
     with pytest.raises(UsageError, match="from 0 to 1"):
         drawn(common, 10)
+
+
+def test_everything_is_everywhere():
+    parts = everything()(Y, 3, 0)
+    assert len(parts) == 3 and all((p == np.arange(len(Y))).all() for p in parts)

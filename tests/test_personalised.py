@@ -75,11 +75,11 @@ class Drops(World):
 
     def __init__(self, n, src, dst, **how):
         super().__init__(n, **how)
-        self.lost = src, dst
+        self.dropped = src, dst
 
     def transfer(self, src, dst, nbytes, **how):
         ok = super().transfer(src, dst, nbytes, **how)
-        return ok & ~((src == self.lost[0]) & (dst == self.lost[1]))
+        return ok & ~((src == self.dropped[0]) & (dst == self.dropped[1]))
 
 
 # ---- model_propagation -------------------------------------------------------------------------

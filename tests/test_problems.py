@@ -16,11 +16,14 @@ from survey_lib.problems import (
     ClusteredMeans,
     Instalments,
     LinearAgents,
+    LinearSystem,
+    LogisticPool,
     LowerHalf,
     OneFeature,
     OnTraining,
     Recall,
     RidgeSoftmax,
+    Stationarity,
 )
 from survey_lib.training import InFlight, Task, batch_gradients, gradients, local_sgd, train
 from survey_lib.world import World
@@ -268,3 +271,73 @@ def test_one_feature_shows_each_device_its_own(informed):
     accuracy, loss = task.evaluate(torch.stack([task.init(), task.theta, 2 * task.theta]))
     assert accuracy == pytest.approx([0, 1, 0])
     assert loss == pytest.approx(float(task.theta.square().sum()) * np.array([1, 0, 1]))
+
+
+@pytest.mark.parametrize("problem", [LinearSystem(m=20, d=6, spread=3.0), LogisticPool()])
+def test_rows_have_the_gradient_of_their_objective(problem):
+    """By autograd, for some rows and for all; the minimum is where it vanishes."""
+    X = torch.randn(2, problem.d, generator=torch.Generator().manual_seed(0)).double()
+    pool = torch.arange(len(problem.b)).expand(2, -1)
+    x = X.clone().requires_grad_()
+    (slope,) = torch.autograd.grad(problem.objective(x).sum(), x)
+    close(problem.gradient(X, pool), slope)
+    rows = torch.tensor([[3, 3, 7], [0, 1, 2]])
+    one = torch.stack([problem.gradient(X, rows[:, [j]]) for j in range(3)]).mean(0)
+    close(problem.gradient(X, rows), one)
+    close(problem.gradient(problem.best[None], pool[:1])[0], torch.zeros(problem.d).double(), 1e-6)
+    accuracy, loss = problem.evaluate(torch.stack([problem.init(), problem.best, *X]))
+    assert accuracy[:2] == pytest.approx([0, 1]) and loss[1] == pytest.approx(0, abs=1e-12)
+    assert (loss[[0, 2, 3]] > 1e-3).all()
+
+
+def test_rows_are_drawn_alike():
+    """Of 20 rows, 4000 draws: 200 each, within 4 standard deviations of 13.8; by key."""
+    system = LinearSystem(n=2, m=20, d=20)
+    system.A, system.b = torch.eye(20).double(), -torch.ones(20).double()
+    X = torch.zeros(4000, 20).double()
+    G = system.sampled([0] * 4000, X, B=1, seed=[(5, k) for k in range(4000)])
+    assert (G.sum(1) == 1).all() and ((G.sum(0) - 200).abs() < 4 * 13.8).all()
+    assert torch.equal(G[:3], system.sampled([1] * 3, X[:3], seed=[(5, k) for k in range(3)]))
+    assert system.sampled([], X[:0], seed=[]).shape == (0, 20)
+
+
+def test_a_linear_system_is_consistent_and_as_hard_as_asked():
+    easy, hard = (LinearSystem(m=60, d=10, spread=s, seed=3) for s in (1.0, 30.0))
+    for system in (easy, hard):
+        close(system.A.norm(dim=1), torch.ones(60).double())
+        close(system.A @ system.best, system.b)
+    assert torch.linalg.cond(hard.A) > 10 * torch.linalg.cond(easy.A)
+
+
+def test_stationarity_measures_the_gradient_of_all_samples():
+    task = Stationarity(n=3, network=logistic(), dtype=torch.float64)
+    assert (task.sizes == len(task.y)).all()
+    X = torch.stack([task.init(), 2 * task.init()])
+    G = torch.stack([autograd(task, x, torch.arange(len(task.y))) for x in X])
+    close(task.gradient(X), G)
+    accuracy, loss = task.evaluate(X)
+    assert loss == pytest.approx(G.square().sum(1).numpy())
+    assert accuracy == pytest.approx(Task.evaluate(task, X)[0])
+
+
+def test_the_constants_of_a_run():
+    """Smoothness: the greatest eigenvalue of the Hessian. Variance: within 4 standard errors of
+    that of drawn batches. Along a run: the greatest."""
+    task = Stationarity(n=1, network=logistic(), dtype=torch.float64)
+    x = task.init()
+    z = task.x.flatten(1)
+    z = torch.cat([z, torch.ones(len(z), 1)], 1)
+    p = torch.softmax(task.logits(x, task.x), 1)
+    S = torch.diag_embed(p) - p[:, :, None] * p[:, None]
+    H = torch.einsum("nij,na,nb->iajb", S, z, z).reshape(650, 650) / len(z)
+    top = torch.linalg.eigvalsh(H)[-1].item()
+    assert task.smoothness(x[None], steps=100).item() == pytest.approx(top, rel=1e-3)
+    G = batch_gradients(task, [0] * 400, x.expand(400, -1), B=8, seed=list(range(400)))
+    error = (G - task.gradient(x[None])).square().sum(1)
+    variance = task.variance(x, 8)
+    assert abs(error.mean() - variance) < 4 * error.std() / 20
+    loss = torch.nn.functional.cross_entropy(task.logits(x, task.x), task.y).item()
+    X = torch.stack([x, 3 * x])
+    L, greatest = task.smoothness(X).max().item(), max(task.variance(v, 8) for v in X)
+    assert greatest > variance or L > top
+    assert task.constants(X, B=8) == pytest.approx((loss, L, greatest))

@@ -55,11 +55,11 @@ class Watched(World):
 
     def __init__(self, n, lost=(), **how):
         super().__init__(n, **how)
-        self.lost, self.X, self.w, self.P = lost, [], [], []
+        self.dropped, self.X, self.w, self.P = lost, [], [], []
 
     def exchange(self, A, rows, **how):
         arrived = super().exchange(A, rows, **how)
-        for i, j in self.lost:
+        for i, j in self.dropped:
             arrived[i, j] = False
         self.X.append(rows[0].clone())
         self.w.append(rows[1].clone())
@@ -295,7 +295,7 @@ def test_without_links_everybody_learns_alone(skewed):
 def test_online_loss_is_suffered_before_the_step(network, dense):
     """The loss of z_t on the sample of round t, the one that the gradient then uses."""
     task = small(n=8, samples=240, network=network)
-    task.network.dense = task.network.dense if dense else None
+    task.network.by_hand = task.network.by_hand if dense else None
     found = itertools.islice(online_push_sum(task, World(8), A=CHANGING, eta=0.5), 7)
     (Z, extra), *later = found
     assert extra == {}

@@ -48,11 +48,11 @@ class Drops(World):
 
     def __init__(self, n, lost, **how):
         super().__init__(n, **how)
-        self.lost, self.round = lost, 0
+        self.dropped, self.round = lost, 0
 
     def exchange(self, W, rows, **how):
         arrived = super().exchange(W, rows, **how)
-        for r, i, j in self.lost:
+        for r, i, j in self.dropped:
             if r == self.round:
                 arrived[i, j] = False
         self.round += 1

@@ -16,7 +16,7 @@ ROOT = Path(__file__).parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 LOCK = (ROOT / "requirements.lock").read_text()
 ENVIRONMENT = yaml.safe_load((ROOT / "environment.yml").read_text())
-DECLARED = PROJECT["dependencies"] + PROJECT["optional-dependencies"]["dev"]
+DECLARED = PROJECT["dependencies"] + sum(PROJECT["optional-dependencies"].values(), [])
 SYSTEMS = {"linux": "posix", "darwin": "posix", "win32": "nt"}
 
 

@@ -1,11 +1,12 @@
 """Keyed random numbers: equal keys agree, unlike keys are independent, and so are all draws."""
 
 import hashlib
+import itertools
 
 import numpy as np
 import pytest
 
-from survey_lib.streams import attempts, stream, uniform
+from survey_lib.streams import attempts, permutations, salt, stream, uniform, words
 
 KEYS = [(), (0,), (1,), (0, 0), (0, "batch"), ("batch", 0), (0, "batch", 1), ("0",), (0.0,), (-1,)]
 
@@ -112,6 +113,89 @@ def test_uniform_stays_inside_the_unit_interval_at_the_extremes(word):
     (u,) = uniform(np.array([id_of(word, salt)], np.uint64), "edge")
     assert u == pytest.approx(word / 2**64, abs=1e-15)
     assert 0 < u < 1
+
+
+# ---- permutations ------------------------------------------------------------------------------
+
+
+def test_words_depend_on_their_own_id_and_salt_only():
+    ids, salts = np.array([5, 0, 7, 5]), np.array([salt(k) for k in "abca"])
+    whole = words(ids, salts)
+    assert whole.dtype == np.uint64 and len(set(whole)) == 3 and whole[0] == whole[3]
+    for i, s, word in zip(ids, salts, whole, strict=True):
+        assert words(np.array([i]), s)[0] == word
+    np.testing.assert_array_equal(words(ids, salt("a")), words(ids, np.full(4, salt("a"))))
+    assert list(ids) == [5, 0, 7, 5] and list(salts) == [salt(k) for k in "abca"]
+
+
+SIZES = np.array([1, 2, 3, 0, 4, 64, 65, 100, 7, 0, 1000])
+
+
+@pytest.mark.parametrize("first", [0, 1, 5, 64, 1000, 1200])
+def test_permutations_begin_with_different_numbers_below_their_size(first):
+    out = permutations(words(np.arange(len(SIZES)), salt("p")), SIZES, first)
+    assert out.shape == (len(SIZES), first) and out.dtype == int
+    for row, n in zip(out, SIZES, strict=True):
+        k = min(n, first)
+        assert len(set(row[:k])) == k and (row[:k] < n).all() and (row[:k] >= 0).all()
+        assert (row[k:] == -1).all()
+
+
+def test_permutations_depend_on_their_own_word_and_size_only():
+    key = words(np.arange(len(SIZES)), salt("p"))
+    whole = permutations(key, SIZES, 1000)
+    for first in (1, 3, 70):
+        np.testing.assert_array_equal(permutations(key, SIZES, first), whole[:, :first])
+    for some in ([4], [10, 0, 6], [3], [9, 3]):
+        found = permutations(key[some], SIZES[some], 1000)
+        np.testing.assert_array_equal(found, whole[some])
+    assert permutations(key[:0], SIZES[:0], 3).shape == (0, 3)
+
+
+def test_permutations_are_the_same_on_every_machine():
+    found = permutations(words(np.arange(2), salt(0, "batch")), np.array([6, 9]), 9)
+    np.testing.assert_array_equal(
+        found, [[0, 1, 2, 3, 5, 4, -1, -1, -1], [6, 0, 5, 7, 3, 8, 1, 4, 2]]
+    )
+
+
+def chi2(counts):
+    """Of counts that should be equal, in standard deviations from its mean."""
+    expected = counts.sum() / counts.size
+    df = counts.size - 1
+    return (((counts - expected) ** 2 / expected).sum() - df) / np.sqrt(2 * df)
+
+
+@pytest.mark.parametrize("by", ["id", "salt"])
+@pytest.mark.parametrize("n", [2, 3, 4, 5])
+def test_permutations_are_uniform(n, by):
+    """All n! of them, over the ids of one salt, and over the salts of one id."""
+    m = 60_000
+    salts = np.array([salt(k) for k in range(m)]) if by == "salt" else salt("u")
+    key = words(np.zeros(m, int) if by == "salt" else np.arange(m), salts)
+    found = permutations(key, np.full(m, n), n)
+    number = found @ n ** np.arange(n)
+    every = [sum(v * n**k for k, v in enumerate(p)) for p in itertools.permutations(range(n))]
+    counts = np.array([(number == v).sum() for v in every])
+    assert counts.sum() == m and abs(chi2(counts)) < 4
+
+
+def test_long_permutations_have_every_number_everywhere_alike():
+    """Number by place; and, as the digits of a batch, which pairs come first."""
+    m, n = 40_000, 23
+    found = permutations(words(np.arange(m), salt("long")), np.full(m, n), n)
+    places = np.stack([np.bincount(found[:, k], minlength=n) for k in range(n)])
+    assert abs(chi2(places)) < 5
+    pairs = np.bincount(found[:, 0] * n + found[:, 1], minlength=n * n).reshape(n, n)
+    assert abs(chi2(pairs[~np.eye(n, dtype=bool)])) < 4
+
+
+def test_permutations_of_neighbours_and_of_epochs_are_uncorrelated():
+    device = words(np.arange(40), salt(0, "batch"))
+    rows = [permutations(words(np.full(40, e), device), np.full(40, 500), 500) for e in range(3)]
+    off = np.corrcoef(np.concatenate(rows))[np.triu_indices(120, 1)]
+    assert np.abs(off).max() < 5 / np.sqrt(500)
+    assert off.std() == pytest.approx(1 / np.sqrt(500), rel=0.1)
 
 
 def test_attempts_by_hand():

@@ -3,6 +3,7 @@
 from math import cos, log2, pi
 
 import networkx as nx
+import numpy as np
 import pytest
 import torch
 from conftest import close
@@ -12,11 +13,14 @@ from survey_lib.topology import (
     at_round,
     by_receiver,
     complete,
+    delivered,
     erdos_renyi,
     exponential,
     gallery,
     heard,
     hypercube,
+    links,
+    mask,
     metropolis,
     one_peer_exponential,
     one_peer_hypercube,
@@ -293,3 +297,41 @@ def test_perron_weights():
     A = A / A.sum(1, keepdim=True)
     settled = torch.linalg.matrix_power(A, 200)
     torch.testing.assert_close(perron(A).expand(6, -1), settled)
+
+
+# ---- sparse --------------------------------------------------------------------------------------
+
+BUILDERS = {
+    "ring": (ring, {}),
+    "torus": (torus, {}),
+    "hypercube": (hypercube, {}),
+    "random regular": (random_regular, dict(seed=2)),
+    "Erdős-Rényi": (erdos_renyi, dict(seed=2)),
+    "small world": (watts_strogatz, dict(seed=2)),
+}
+
+
+@pytest.mark.parametrize("name", BUILDERS)
+def test_sparse_is_dense_with_its_zeros_left_out(name):
+    build, how = BUILDERS[name]
+    dense, W = build(16, **how), build(16, sparse=True, **how)
+    assert W.is_sparse and W._nnz() < 16**2 and not dense.is_sparse
+    assert torch.equal(W.to_dense(), dense)
+    i, j = links(W)
+    assert set(zip(i, j, strict=True)) == set(zip(*links(dense), strict=True))
+    assert len(i) == int((dense != 0).sum() - (dense.diagonal() != 0).sum()) and (i != j).all()
+    lost = np.arange(len(i)) % 3 == 0  # every third message
+    arrived = [mask(V, i[~lost], j[~lost]) for V in (dense, W)]
+    assert torch.equal(arrived[1].to_dense(), arrived[0]) and arrived[0].sum() == (~lost).sum()
+    for rule in (heard, pushed, delivered):
+        close(rule(W, arrived[1]).to_dense(), rule(dense, arrived[0]), 1e-7)
+    assert spectral_gap(W) == pytest.approx(spectral_gap(dense))
+
+
+def test_what_was_delivered():
+    """A row keeps its own weight and those of whom it heard: 1/3 + 1/3 where one of two is lost."""
+    W = ring(4)
+    arrived = mask(W, np.array([0, 1, 1]), np.array([1, 0, 2]))
+    want = torch.eye(4) / 3
+    want[0, 1] = want[1, 0] = want[1, 2] = 1 / 3
+    close(delivered(W, arrived), want, 1e-7)

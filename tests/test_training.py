@@ -10,6 +10,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from survey_lib import training
+from survey_lib.backprop import layers_by_hand
 from survey_lib.data import Data
 from survey_lib.errors import UsageError
 from survey_lib.models import cnn, logistic, mlp
@@ -41,9 +42,15 @@ def normal(*shape, seed=1, dtype=torch.float64):
 def both_ways(task, run):
     """What `run` gives on the path by hand and on the path by autograd."""
     by_hand = run()
-    assert task.network.dense
-    task.network.dense = None
+    assert task.network.by_hand
+    task.network.by_hand = None
     return by_hand, run()
+
+
+def tanh(shape, classes):
+    """A network for the path by autograd."""
+    size = int(np.prod(shape))
+    return nn.Sequential(nn.Flatten(1), nn.Linear(size, 6), nn.Tanh(), nn.Linear(6, classes))
 
 
 NETWORKS = {"logistic": logistic(), "one": mlp(7), "two": mlp(9, 5), "wide": mlp(3, 11, 6)}
@@ -69,7 +76,7 @@ def test_path_by_hand_equals_autograd(name, how):
     for (x, c), mu in itertools.product(
         itertools.product(starts.values(), corrections.values()), (0.0, 0.3)
     ):
-        task.network.dense = task.network._dense()
+        task.network.by_hand = layers_by_hand(task.network.module)
         a, b = both_ways(
             task,
             lambda x=x, c=c, mu=mu: training.train(
@@ -78,6 +85,29 @@ def test_path_by_hand_equals_autograd(name, how):
         )
         close(a, b, atol=1e-10)
     assert (a - x).abs().max() > 1e-3
+
+
+@pytest.mark.parametrize("how", HOW_LONG)
+@pytest.mark.parametrize(("network", "shape"), [(cnn(3, 4), (1, 8, 9)), (cnn(2, 3), (2, 20, 21))])
+def test_convolutions_by_hand_equal_autograd(network, shape, how):
+    task = random_task(network, shape=shape)
+    task.x.mul_(2).round_()  # windows with several largest entries
+    correct = 0.1 * normal(6, task.d)
+    a, b = both_ways(
+        task,
+        lambda: training.train(
+            task,
+            np.arange(6),
+            task.init(),
+            eta=0.2,
+            correct=correct,
+            mu=0.3,
+            seed=1,
+            **HOW_LONG[how],
+        ),
+    )
+    close(a, b, atol=1e-10)
+    assert (a - task.init()).abs().max() > 1e-3
 
 
 @pytest.mark.parametrize("name", NETWORKS)
@@ -128,7 +158,7 @@ def test_projected_path_by_hand_equals_autograd(name, how):
     task, k = random_task(NETWORKS[name]), len(SIZES)
     P = only((normal(k, task.d) > 0).double() * torch.arange(1, k + 1)[:, None])
     for correct, mu in ((None, 0.0), (0.1 * normal(k, task.d), 0.3)):
-        task.network.dense = task.network._dense()
+        task.network.by_hand = layers_by_hand(task.network.module)
         a, b = both_ways(
             task,
             lambda c=correct, mu=mu: training.train(
@@ -147,7 +177,7 @@ def test_projected_path_by_hand_equals_autograd(name, how):
     assert (a - task.init()).abs().max() > 1e-3
 
 
-@pytest.mark.parametrize("network", [mlp(7, 5), cnn(2, 3)])
+@pytest.mark.parametrize("network", [mlp(7, 5), cnn(2, 3), tanh])
 def test_a_projection_that_keeps_everything_changes_nothing(network):
     task = random_task(network, shape=(1, 8, 8))
     how = dict(eta=0.2, B=4, K=[5, 1, 0, 9, 9, 2], correct=0.1 * normal(task.d), mu=0.3, seed=0)
@@ -156,7 +186,7 @@ def test_a_projection_that_keeps_everything_changes_nothing(network):
     close(kept, plain, atol=1e-12)
 
 
-@pytest.mark.parametrize("network", [mlp(7, 5), cnn(2, 3)])
+@pytest.mark.parametrize("network", [mlp(7, 5), cnn(2, 3), tanh])
 def test_projected_training_of_one_device_equals_a_plain_loop(network):
     """y <- y - eta (P g(y) + c + mu (y - x)), P a dense matrix, over the same batches."""
     task = random_task(network, shape=(1, 8, 8))
@@ -224,7 +254,7 @@ def test_chunks_do_not_matter(chunk, wide, monkeypatch):
     close(gradients(task, World(11), chosen, X, B=4, seed=0), G)
 
 
-@pytest.mark.parametrize("network", [mlp(7), cnn(2, 3)])
+@pytest.mark.parametrize("network", [mlp(7), cnn(2, 3), tanh])
 def test_a_device_trains_alike_alone_and_in_any_cohort(network):
     task = random_task(network, n=8, shape=(1, 8, 8))
     X, c = task.init() + 0.1 * normal(8, task.d), 0.1 * normal(8, task.d)
@@ -234,10 +264,25 @@ def test_a_device_trains_alike_alone_and_in_any_cohort(network):
         close(training.train(task, chosen, X[chosen], correct=c[chosen], **how), whole[chosen])
 
 
+def test_batch_norms_see_the_samples_of_their_own_batch_only():
+    """Also where the batches of other devices are larger."""
+
+    def norm(shape, classes):
+        plain = nn.BatchNorm2d(1, track_running_stats=False)
+        return nn.Sequential(plain, nn.Flatten(1), nn.Linear(12, classes))
+
+    task, chosen = random_task(norm), np.array([4, 2, 5])  # 13, 5 and 20 samples
+    X = task.init() + 0.1 * normal(3, task.d)
+    for B in (4, 5, None):  # ragged, ragged but for the first, ragged
+        rows = schedule(task, chosen, B=B, K=1, seed=3)[0][:, 0]
+        want = [autograd(task, x, r[r >= 0]) for x, r in zip(X, rows, strict=True)]
+        close(training.batch_gradients(task, chosen, X, B=B, seed=3), torch.stack(want), 1e-10)
+
+
 def test_nothing_handed_in_is_changed():
     task = random_task(mlp(7))
-    for dense in (task.network.dense, None):
-        task.network.dense = dense
+    for by_hand in (task.network.by_hand, None):
+        task.network.by_hand = by_hand
         X, c, data = task.init().repeat(6, 1), normal(6, task.d), task.x.clone()
         kept = X.clone(), c.clone()
         training.train(task, np.arange(6), X, eta=0.1, B=4, E=2, correct=c, mu=0.1, seed=0)
@@ -245,7 +290,7 @@ def test_nothing_handed_in_is_changed():
         assert torch.equal(X, kept[0]) and torch.equal(c, kept[1]) and torch.equal(task.x, data)
 
 
-@pytest.mark.parametrize("network", [logistic(), mlp(6, 5), cnn(2, 3)])
+@pytest.mark.parametrize("network", [logistic(), mlp(6, 5), cnn(2, 3), tanh])
 def test_one_device_equals_a_plain_torch_loop(network):
     """SGD of torch on the loss + correct . y + mu/2 ||y - x||^2, over the same batches."""
     task = random_task(network, shape=(1, 8, 8))
@@ -317,6 +362,18 @@ def test_padding_only_follows_the_samples():
     assert (real.diff(dim=-1) <= 0).all()
 
 
+def test_whose_data_are_elsewhere_visits_nothing():
+    """And the others visit what they visit anyway."""
+    task = random_task(logistic())
+    whole = schedule(task, np.arange(6), B=4, E=2, seed=0)
+    own = task.rows
+    task.rows = lambda i: own(i) if i != 5 else np.zeros(0, int)
+    rows, weight, steps = schedule(task, np.arange(6), B=4, E=2, seed=0)
+    np.testing.assert_array_equal(steps, whole[2])
+    assert (rows[5] == -1).all() and not weight[5].any()
+    assert torch.equal(rows[:5], whole[0][:5]) and torch.equal(weight[:5], whole[1][:5])
+
+
 def test_steps_run_through_epochs_and_beyond():
     """K steps are the first K of as many epochs as it takes; 13 samples are 4, 4, 4, 1."""
     task = random_task(logistic())
@@ -354,7 +411,7 @@ def test_batches_are_uniform():
 # ---- gradients -----------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("network", [logistic(), mlp(8, 5), cnn(2, 3)])
+@pytest.mark.parametrize("network", [logistic(), mlp(8, 5), cnn(2, 3), tanh])
 @pytest.mark.parametrize("B", [None, 4])
 def test_gradients_equal_autograd_of_the_mean_loss(network, B):
     task = random_task(network, shape=(1, 8, 8))
@@ -367,14 +424,14 @@ def test_gradients_equal_autograd_of_the_mean_loss(network, B):
     close(same[1], autograd(task, X[0], rows[1][rows[1] >= 0]), 1e-10)
 
 
-@pytest.mark.parametrize("network", [mlp(8), cnn(2, 3)])
+@pytest.mark.parametrize("network", [mlp(8), cnn(2, 3), tanh])
 def test_weighted_full_gradients_make_the_pooled_gradient(network):
     task = random_task(network, shape=(1, 8, 8))
     G = gradients(task, World(6), np.arange(6), task.init(), seed=0)
     close(task.p @ G, autograd(task, task.init(), torch.from_numpy(task.order)), 1e-10)
 
 
-@pytest.mark.parametrize("network", [mlp(8), cnn(2, 3)])
+@pytest.mark.parametrize("network", [mlp(8), cnn(2, 3), tanh])
 def test_one_step_is_a_step_along_the_gradient(network):
     task = random_task(network, shape=(1, 8, 8))
     x, chosen = task.init(), np.arange(6)
@@ -414,7 +471,7 @@ def test_local_sgd_is_train_and_takes_the_time_of_its_work():
     np.testing.assert_allclose(world.busy, seconds, rtol=1e-12)
 
 
-@pytest.mark.parametrize("network", [mlp(7), cnn(2, 3)])
+@pytest.mark.parametrize("network", [mlp(7), cnn(2, 3), tanh])
 def test_nobody_to_train_is_no_error(network):
     task = random_task(network, shape=(1, 8, 8))
     nobody, world = np.zeros(0, int), World(6)
@@ -524,6 +581,23 @@ def test_evaluate_by_hand():
     np.testing.assert_allclose(accuracy, [2 / 3, 1 / 3])  # equal logits count as class 0
     want = np.mean([np.log1p(np.exp(-1)), np.log1p(np.exp(-2)), np.log1p(np.exp(3))])
     np.testing.assert_allclose(loss, [want, np.log(2)], rtol=1e-6)
+
+
+@pytest.mark.parametrize("chunk", [1, 10**5, 5e7])
+@pytest.mark.parametrize("network", [logistic(), mlp(9, 5), cnn(2, 3), tanh])
+def test_models_evaluated_at_once_are_as_if_alone(network, chunk, monkeypatch):
+    """Accuracy and loss of each are those of its logits, in whatever parts they are taken."""
+    task = random_task(network, shape=(1, 8, 8))
+    task.x_test, task.y_test = task.x[:57], task.y[:57]
+    monkeypatch.setattr(training, "CHUNK", chunk)
+    X, data = task.init() + 0.3 * normal(5, task.d), task.x.clone()
+    accuracy, loss = task.evaluate(X)
+    for i, x in enumerate(X):
+        z = task.network(x, task.x_test)
+        assert accuracy[i] == (z.argmax(1) == task.y_test).double().mean()
+        assert loss[i] == pytest.approx(F.cross_entropy(z, task.y_test).item(), rel=1e-12)
+    assert torch.equal(task.x, data) and len(set(loss)) == 5
+    assert [v.shape for v in task.evaluate(X[:0])] == [(0,), (0,)]
 
 
 def test_logits_of_many_images_equal_those_of_few():

@@ -420,7 +420,7 @@ def test_verification_keeps_flipped_models_out():
     settings = (dict(flipped=(0, 1)), dict(flipped=()), dict(flipped=(0, 1), probe=0))
     ends = torch.stack([honest_and_flipped(**how)[1][-1][0] for how in settings])
     verified, clean, unverified = task.evaluate(ends)[0]
-    assert verified > clean - 0.03 and unverified < clean - 0.1
+    assert verified > clean - 0.03 and unverified < clean - 0.05
 
 
 def test_the_quality_that_was_found_is_what_the_selector_sees():

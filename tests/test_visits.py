@@ -7,11 +7,15 @@ import numpy as np
 import pandas as pd
 import pytest
 from conftest import leaves
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from test_world import DEVICE, DOWN, LINK, UP, F, L, bad_spell, payload, world
 
+from survey_lib import visits as core
 from survey_lib.errors import UsageError
 from survey_lib.presets import Link
-from survey_lib.world import exponential, lognormal
+from survey_lib.streams import attempts, uniform
+from survey_lib.world import exponential, lognormal, loguniform
 
 # ---- arrivals ------------------------------------------------------------------------------------
 
@@ -130,7 +134,7 @@ def test_devices_that_are_gone_are_not_given_work_and_without_any_arrivals_end()
 def test_lost_messages_are_sent_again_on_arrival():
     w = world(1, loss=0.5)
     events, _ = visits(w, 400)
-    tries = w.messages / 802  # down and up of 400 visits, and what has begun of the next
+    tries = w.messages / 800  # down and up of 400 visits
     assert tries == pytest.approx(2, abs=4 * np.sqrt(2 / 800))
     time = events[-1][0]
     down, up = w.down[0] / 8000, w.up[0] / 8000
@@ -161,6 +165,144 @@ def test_timeline_of_arrivals(server):
     np.testing.assert_allclose(length["compute"], w.busy)
     moves = gantt.what.isin(["receive", "send"]).groupby(gantt.device).sum()
     np.testing.assert_allclose(length["receive"] + length["send"] - moves * L, w.radio)
+
+
+# ---- arrivals: everything at once ----------------------------------------------------------------
+
+HOW = dict(
+    jitter=st.sampled_from([None, lognormal(0.8)]),
+    loss=st.sampled_from([0.0, 0.3]),
+    churn=st.sampled_from([None, (1.0, 0.3)]),
+    fading=st.sampled_from([None, (0.2, 0.3, 0.3)]),
+    seed=st.integers(0, 99),
+)
+worlds = st.fixed_dictionaries(HOW)
+many = settings(max_examples=30, deadline=None)
+ACCOUNTS = "clock up down server_up server_down messages lost busy radio".split()
+
+
+def rough(n=5, **how):
+    """Devices of unlike speeds on unlike links; no two events at one instant."""
+    links = [Link(0.01 * (1 + i), UP / (1 + i), DOWN / (2 + i), source="test") for i in range(n)]
+    return world(n, link=links, spread=loguniform(7), **how)
+
+
+def followed(w, m, up=None, **how):
+    """After each of the first m arrivals: who came and who is next, and all accounts."""
+    up, seen = payload(3000) if up is None else up, []
+    for i, j in w.arrivals(payload(8000), up, 2e8, **how):
+        accounts = [np.copy(getattr(w, name)) for name in ACCOUNTS]
+        seen += [] if i is None else [(i, j, accounts)]
+        if len(seen) == m:
+            break
+    return seen
+
+
+def alone(w, i):
+    """What device i has done when it arrives for the k-th time, and nobody is in its way: (time,
+    up, down, busy, radio)."""
+    now, up, down, busy, radio = 0.0, 0.0, 0.0, 0.0, 0.0
+
+    def u(what, k):
+        return uniform(np.array([i + k * 2**32]), w.seed, what)
+
+    def transfer(what, size, bandwidth, k):
+        tries = int(attempts(u(what, k), w.loss[[i]])[0])
+        start = w.pause(i, now, w.latency[i] * tries)
+        air = size * tries / (bandwidth[i] * w.fade([i], start)[0])
+        return w.pause(i, start, air), size * tries, air
+
+    for k in itertools.count(1):
+        now, size, air = transfer("receive", 8000, w.bandwidth_down, k)
+        down, radio = down + size, radio + air
+        took = 2e8 / w.speed[i] * (1.0 if w.jitter is None else w.jitter(u("jitter", k))[0])
+        now, busy = w.pause(i, now, took), busy + took
+        now, size, air = transfer("send", 3000, w.bandwidth_up, k)
+        up, radio = up + size, radio + air
+        yield now, up, down, busy, radio
+
+
+@many
+@given(worlds)
+def test_every_device_goes_its_own_way(how):
+    """All at work: the arrivals are those that each device alone would have, in order of time."""
+    w, n = rough(**how), 5
+    seen, ways = followed(w, 200), [alone(w, i) for i in range(n)]
+    due = [next(way) for way in ways]
+    for k, (i, j, accounts) in enumerate(seen, 1):
+        now = dict(zip(ACCOUNTS, accounts, strict=True))
+        assert i == j == min(range(n), key=lambda i: due[i][0])
+        own = [now["clock"], *(now[name][i] for name in ("up", "down", "busy", "radio"))]
+        np.testing.assert_allclose(own, due[i], rtol=1e-9)
+        due[i] = next(ways[i])
+        assert now["server_down"] == now["up"].sum() and now["server_up"] == now["down"].sum()
+        arrived = 3000 * k + 8000 * (k - 1 + n)
+        assert now["lost"] == pytest.approx(now["up"].sum() + now["down"].sum() - arrived)
+        assert now["messages"] == now["up"].sum() / 3000 + now["down"].sum() / 8000
+
+
+@many
+@given(worlds, st.integers(1, 5))
+def test_an_upload_that_is_asked_for_is_the_same_upload(how, active):
+    """What takes another event takes no other time or bytes."""
+    a = followed(rough(**how), 100, active=active)
+    b = followed(rough(**how), 100, lambda i: payload(3000), active=active)
+    assert [e[:2] for e in a] == [e[:2] for e in b]
+    for (*_, x), (*_, y) in zip(a, b, strict=True):
+        for value, other in zip(x, y, strict=True):
+            np.testing.assert_array_equal(value, other)
+
+
+@many
+@given(worlds, st.integers(1, 5))
+def test_an_ample_server_link_is_the_same_link(how, active):
+    """Bytes are the same at every arrival; seconds are known later, but by the device's arrival."""
+    how["churn"] = None  # a flow on a shared link does not pause
+    a = followed(rough(**how), 100, active=active)
+    b = followed(rough(**how, server=(1e12, 1e12)), 100, active=active)
+    assert [e[:2] for e in a] == [e[:2] for e in b]
+    for (i, _, x), (_, _, y) in zip(a, b, strict=True):
+        np.testing.assert_allclose(np.hstack(x[:7]), np.hstack(y[:7]), rtol=1e-9)
+        np.testing.assert_allclose([x[7][i], x[8][i]], [y[7][i], y[8][i]], rtol=1e-9)
+
+
+@many
+@given(worlds, st.integers(1, 7), st.integers(1, 12), st.integers(1, 8))
+def test_how_draws_and_events_are_kept_changes_nothing(how, active, span, group):
+    """Blocks of draws, groups of devices, and how many events are in the heap: the same bits."""
+
+    def run():
+        seen = followed(world(7, **how), 120, active=active)
+        wakes = woken(world(7, **how), 120)
+        return [(i, j, *map(np.ndarray.tolist, x)) for i, j, x in seen], wakes
+
+    want = run()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(core, "TABLE", 0)
+        patch.setattr(core, "SPAN", span)
+        patch.setattr(core, "GROUP", group)
+        assert run() == want
+
+
+def test_work_may_change_between_visits():
+    """0 has twice as much to compute from its third visit on."""
+    w, flops, times = world(2), np.full(2, 2e8), []
+    for i, _ in w.arrivals(payload(8000), payload(8000), flops):
+        times += [w.clock] if i == 0 else []
+        flops[0] = 4e8 if len(times) >= 2 else 2e8
+        if len(times) == 4:
+            break
+    np.testing.assert_allclose(np.diff(times), [CYCLE, CYCLE + 0.2, CYCLE + 0.2])
+
+
+def test_the_few_that_are_on_among_many_are_found():
+    """5 of 300 are ever on: each gets a fifth of the visits."""
+    n, on, m = 300, [3, 40, 41, 222, 299], 1000
+    gone = pd.concat([leaves(i, 0.0) for i in range(n) if i not in on])
+    events, _ = visits(world(n, churn=gone), m, active=1)
+    count = np.bincount([i for _, i, _ in events], minlength=n)
+    assert count[on].sum() == m
+    assert np.abs(count[on] / m - 0.2).max() < 4 * np.sqrt(0.2 * 0.8 / m)
 
 
 # ---- arrivals: uploads of their own --------------------------------------------------------------

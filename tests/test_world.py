@@ -259,6 +259,21 @@ def test_multicast_to_some_that_do_not_hear():
     assert len(w.broadcast(np.arange(n), payload(10), multicast=True)) == n
     assert w.server_up == w.down.max() == 10 * w.messages and w.messages > 5
     np.testing.assert_allclose(w.ready, w.down / 10 * (L + 10 / DOWN))  # each when it has it
+    assert w.lost == w.server_up - 10
+
+
+def test_what_is_sent_and_does_not_arrive_is_lost():
+    """By hand: a download of 8 B that nobody hears, an upload cut when half is sent, an exchange
+    that arrives."""
+    w = world(2, loss=1.0)
+    w.broadcast([0, 1], payload(8))
+    assert w.lost == w.server_up == 16
+    w = world(2)
+    w.uploads([0, 1], payload(4000, 2))
+    w.close([0, 1], L + 0.002)  # the upload takes 0.004 s
+    assert w.lost == pytest.approx(4000) and w.up.sum() == pytest.approx(4000)
+    w.exchange(ring(2), payload(100, 2))
+    assert w.lost == pytest.approx(4000) and w.up.sum() == pytest.approx(4200)
 
 
 # ---- rules of waiting ----------------------------------------------------------------------------
@@ -393,6 +408,16 @@ def test_nobody_to_wait_for():
     w = world(2, link=replace(LINK, latency=0.0))
     assert list(w.gather([0, 1], payload(0, 2))) == [0, 1]  # nothing to send takes no time
     assert w.clock == 0 and w.messages == 2
+
+
+def test_uploads_are_due_until_they_are_closed():
+    """Computing takes 0.2 s and 0.8 s; who crashes is due when its upload would be through."""
+    for crash in (0.0, 1.0):
+        w = quick_and_slow(1, 4, 1, crash=crash)
+        w.uploads(begin(w, [0, 1]), payload(4000, 2))
+        np.testing.assert_allclose(w.due([1, 0, 2]), [ROUND + 0.6, ROUND, 0])
+        w.close([0], ROUND)
+        np.testing.assert_allclose(w.due([1, 0]), [ROUND + 0.6, 0])
 
 
 def test_of_whom_nothing_arrives_is_given_up_at_the_deadline():
@@ -1122,9 +1147,10 @@ def test_share_of_time_on(on, off):
 
 def test_times_on_and_off_have_their_means():
     w = world(200, churn=(3.0, 1.0))
-    spans = [w.off._until(i, 300.0) for i in range(200)]
-    off = np.concatenate([[b - a for a, b in s[1:]] for s in spans])
-    on = np.concatenate([[b[0] - a[1] for a, b in itertools.pairwise(s)] for s in spans])
+    for i in range(200):
+        w.off.until(i, 300.0)
+    spells = [np.diff(w.off.switches[i])[1:] for i in range(200)]  # on, off, on, ...
+    on, off = (np.concatenate([s[k::2] for s in spells]) for k in (0, 1))
     assert off.mean() == pytest.approx(1.0, abs=4 / np.sqrt(len(off)))
     assert on.mean() == pytest.approx(3.0, abs=4 * 3 / np.sqrt(len(on)))
 
@@ -1187,7 +1213,7 @@ def test_overlapping_times_off_are_one():
         [(0, 10, 20), (0, 0, 100), (0, 100, 110)], columns=["device", "start", "end"]
     )
     w = world(1, churn=trace)
-    assert w.off.spans == {0: [(0.0, 110.0)]}
+    assert w.off.switches == {0: [0.0, 110.0]}
     w.clock = 50.0
     assert len(w.online()) == 0
 
@@ -1384,7 +1410,8 @@ def test_registered_devices_cost_nearly_nothing(how):
         one_round(w, chosen)
     assert w.speed.nbytes < held(vars(w)) <= 200 * n
     for spells in (w.off, w.fading and w.fading[1]):
-        assert spells is None or 0 < len(spells.spans) <= 10 and set(spells.spans) <= set(chosen)
+        assert spells is None or 0 < len(spells.switches) <= 10
+        assert spells is None or set(spells.switches) <= set(chosen)
     others = np.setdiff1d(np.arange(n), chosen)
     assert not (w.up + w.down + w.busy + w.radio + w.wait)[others].any()
 
@@ -1406,6 +1433,8 @@ def test_a_wrong_world_is_refused():
         World(3, device=["phone", "jetson"])
     with pytest.raises(UsageError, match="toaster"):
         World(3, device="toaster")
+    with pytest.raises(UsageError, match=r"server = \(0, 1\); expected \(up, down\)"):
+        World(3, server=(0, 1))
     for chosen in ([0, 4], [-1, 2]):
         with pytest.raises(UsageError, match="the world has 0 to 3"):
             world(4).broadcast(chosen, payload(10))

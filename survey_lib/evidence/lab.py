@@ -190,6 +190,9 @@ class Verdict:
             verdict=e.verdict,
         )
 
+    def __repr__(self) -> str:  # without its place in memory: a second run gives no diff
+        return f"{self.claim.method}: {self.effect.verdict}"
+
     def _repr_html_(self) -> str:
         from survey_lib.report import verdict_html
 

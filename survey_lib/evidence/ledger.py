@@ -7,7 +7,7 @@ from pathlib import Path
 import pandas as pd
 
 from survey_lib.errors import UsageError
-from survey_lib.evidence.store import write_atomic
+from survey_lib.evidence.store import read_sealed, write_atomic, write_sealed
 from survey_lib.evidence.verdict import Effect
 from survey_lib.tables import TABLES, Row, Table, claim, find
 
@@ -52,12 +52,12 @@ def place(method: str, notebook: str) -> tuple[Table, Row]:
 def add(out: Path, entry: dict) -> None:
     """Keep one line under `out`; a line for the same table, row and method is replaced."""
     name = f"{entry['table']}-{entry['row']}-{entry['method']}.json"
-    write_atomic(Path(out) / "evidence" / name, json.dumps(entry))
+    write_sealed(Path(out) / "evidence" / name, json.dumps(entry))
 
 
 def read(out: Path) -> pd.DataFrame:
     """The ledger under `out` as kept so far, in the order of the tables, rows and methods."""
-    lines = [json.loads(p.read_text()) for p in (Path(out) / "evidence").glob("*.json")]
+    lines = [json.loads(read_sealed(p)) for p in (Path(out) / "evidence").glob("*.json")]
     order = {(t.number, r.number, m): k for k, (t, r, m) in enumerate(_all())}
     lines.sort(key=lambda e: order[e["table"], e["row"], e["method"]])
     return pd.DataFrame(lines, columns=COLUMNS)

@@ -19,6 +19,7 @@ class Progress:
     def __init__(self, total: int, title: str, out):
         self.total, self.title, self.done, self.begin = total, title, 0, time.monotonic()
         self.file = os.environ.get("SURVEY_PROGRESS")
+        self.said = 0.0  # when the file was last written
         self.bar = None
 
     def __enter__(self):
@@ -35,7 +36,8 @@ class Progress:
     def step(self):
         self.done += 1
         if self.file:
-            self._report()
+            if time.monotonic() > self.said + 1 or self.done == self.total:
+                self._report()
         elif isinstance(self.bar, tqdm):
             self.bar.update()
         elif self.bar is not None:
@@ -45,6 +47,7 @@ class Progress:
             self.bar.update(HTML(f"{self.title}: {self.done} of {self.total}, {left:.0f} s left"))
 
     def _report(self):
+        self.said = time.monotonic()
         write_atomic(
             Path(self.file), json.dumps(dict(title=self.title, done=self.done, total=self.total))
         )

@@ -1,6 +1,7 @@
 """Finished runs on disk, each under a key made of everything that it depends on."""
 
 import ast
+import errno
 import functools
 import hashlib
 import importlib.metadata
@@ -16,9 +17,11 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+import psutil
 import torch
 
 import survey_lib
+from survey_lib.errors import DataError, UsageError
 
 ROOT = Path(survey_lib.__file__).parent
 
@@ -26,18 +29,80 @@ ROOT = Path(survey_lib.__file__).parent
 def write_atomic(path: Path, content: str | bytes) -> Path:
     """Write a file so that it is there whole or not at all."""
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
     data = content.encode() if isinstance(content, str) else content
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=".", suffix=".tmp")
+    temporary = None
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        # named after its writer, so that `mend` knows a dead one's
+        handle, temporary = tempfile.mkstemp(".tmp", f".{os.getpid()}-", path.parent)
         with os.fdopen(handle, "wb") as file:
             file.write(data)
         os.chmod(temporary, 0o644)
         os.replace(temporary, path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
+    except BaseException as error:
+        if temporary:
+            Path(temporary).unlink(missing_ok=True)
+        if isinstance(error, OSError):
+            raise explained(error, path, len(data)) from None
         raise
     return path
+
+
+def explained(error: OSError, path: Path, size: int = 0) -> Exception:
+    """An error in writing `size` bytes to `path`, with what to do about it."""
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        need = f"No space left on device for {size} bytes"
+        return OSError(
+            error.errno, f"{need}; free some and run again, finished runs are kept", path
+        )
+    if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST):
+        return UsageError(
+            f"cannot write {path} ({error.strerror}); give a folder that can be written (OUT=...)"
+        )
+    return error
+
+
+def write_sealed(path: Path, body: str) -> Path:
+    """Write a file that `read_sealed` knows to be whole, unchanged and under its own name."""
+    return write_atomic(path, f"{_seal(path, body.encode())}\n{body}")
+
+
+def read_sealed(path: Path) -> str:
+    """What `write_sealed` wrote there; DataError if the file is damaged or another's copy."""
+    try:
+        seal, _, body = path.read_bytes().partition(b"\n")
+    except FileNotFoundError:
+        raise
+    except OSError as error:
+        raise DataError(
+            f"{path} cannot be read ({error.strerror}); remove it, run again"
+        ) from error
+    if seal.decode(errors="replace") != _seal(path, body):
+        raise DataError(f"{path} is damaged and was not used; remove it and run again")
+    return body.decode()
+
+
+def _seal(path: Path, body: bytes) -> str:
+    return hashlib.sha256(path.name.encode() + b"\n" + body).hexdigest()
+
+
+def mend(out: Path) -> list[str]:
+    """Remove below `out` what killed processes left half-written, and every damaged run and ledger
+    line; a sentence for each of the latter. Only what is whole is read after that."""
+    for temporary in out.rglob(".*-*.tmp"):
+        writer = temporary.name[1:].partition("-")[0]
+        if not (writer.isdigit() and psutil.pid_exists(int(writer))):
+            temporary.unlink(missing_ok=True)
+    said = []
+    for path in sorted([*out.glob("runs/??/*.json"), *out.glob("evidence/*.json")]):
+        try:
+            read_sealed(path)
+        except FileNotFoundError:
+            pass
+        except DataError:
+            path.unlink()
+            said.append(f"{path} is damaged and was removed; running its notebook makes it anew")
+    return said
 
 
 def canonical(value):
@@ -183,8 +248,8 @@ def versions() -> dict:
 
 
 class Store:
-    """A folder of finished runs. No pickle is read back; a damaged file counts as missing and is
-    replaced."""
+    """A folder of finished runs. No pickle is read back; a file that is damaged, or that belongs
+    to another key, counts as missing and is replaced."""
 
     def __init__(self, folder: Path):
         self.folder = Path(folder)
@@ -198,18 +263,13 @@ class Store:
 
     def get(self, key: str) -> pd.DataFrame | None:
         try:
-            text = self.path(key).read_text()
-            digest, body = text.split("\n", 1)
-            if hashlib.sha256(body.encode()).hexdigest() != digest:
-                raise ValueError("checksum")
-            return pd.DataFrame(json.loads(body)["history"])
+            return pd.DataFrame(json.loads(read_sealed(self.path(key)))["history"])
         except FileNotFoundError:
             return None
-        except (ValueError, KeyError, UnicodeDecodeError):
+        except DataError:
             print(f"{self.path(key)} is damaged; the run is repeated and the file replaced")
             return None
 
     def put(self, key: str, description: dict, history: pd.DataFrame) -> None:
         columns = {c: history[c].tolist() for c in history}
-        body = json.dumps({"run": description, "history": columns})
-        write_atomic(self.path(key), hashlib.sha256(body.encode()).hexdigest() + "\n" + body)
+        write_sealed(self.path(key), json.dumps({"run": description, "history": columns}))

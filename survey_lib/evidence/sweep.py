@@ -11,6 +11,8 @@ import joblib
 import pandas as pd
 
 from survey_lib.errors import UsageError
+from survey_lib.evidence import cluster
+from survey_lib.evidence.cost import Costs, measured
 from survey_lib.evidence.progress import Progress
 from survey_lib.evidence.run import Case
 from survey_lib.evidence.store import Store, canonical, write_atomic
@@ -26,38 +28,64 @@ def sweep(
 ) -> pd.DataFrame:
     """The histories of all cases and seeds as one tidy frame with columns label, method, seed.
 
-    Runs that the store under `out` has are read from there. jobs: processes; inside
-    `joblib.parallel_config("dask")` the same call runs on a cluster. The result does not depend on
-    either.
+    Runs that the store under `out` has are read from there; the others run in `jobs` processes, or
+    on the cluster that `make reproduce DASK=...` names, and are put into the store here, each as it
+    finishes: workers need no common disk. The result depends on neither.
     """
-    seeds, store = list(seeds), Store(Path(out) / "runs")
+    seeds, store, costs = list(seeds), Store(Path(out) / "runs"), Costs(out)
     if not seeds:
         raise UsageError("no seeds; give at least one, such as SEEDS=0-4")
-    todo = [(label, case, seed) for label, case in cases.items() for seed in seeds]
-    with Progress(len(todo), title, out) as progress:
-        work = joblib.Parallel(n_jobs=jobs, return_as="generator")(
-            joblib.delayed(_one)(store, *t) for t in todo
-        )
-        frames = []
-        for (label, case, seed), history in zip(todo, work, strict=True):
-            frames.append(history.assign(label=label, method=case.method.__name__, seed=seed))
+    keys, found, missing = [], {}, {}
+    with Progress(len(cases) * len(seeds), title, out) as progress:
+        for label, case in cases.items():
+            shared = describe(case, seeds[0])
+            for seed in seeds:
+                description = {**shared, "seed": seed}
+                keys.append(store.key(description))
+                found[keys[-1]] = store.get(keys[-1])
+                if found[keys[-1]] is None and keys[-1] not in missing:
+                    missing[keys[-1]] = (label, case, seed), description
+                else:
+                    progress.step()
+        for key, history, cost in _run_all(missing, jobs, store.folder / "under-way"):
+            store.put(key, missing[key][1], history)
+            costs.add(key, missing[key][1], **cost)
+            found[key] = history
             progress.step()
+    costs.used(keys)
+    labels = [(label, case.method.__name__, s) for label, case in cases.items() for s in seeds]
+    frames = [
+        found[key].assign(label=label, method=method, seed=seed)
+        for key, (label, method, seed) in zip(keys, labels, strict=True)
+    ]
     return pd.concat(frames, ignore_index=True)
 
 
-def _one(store, label, case, seed):
-    description = describe(case, seed)
-    key = store.key(description)
-    history = store.get(key)
-    if history is None:
-        mark = store.folder / "under-way" / f"{os.getpid()}.json"
-        write_atomic(
-            mark, json.dumps({"run": f"{label}, seed {seed}", "method": case.method.__name__})
-        )
+def _run_all(missing, jobs, marks):
+    """(key, history, cost) of each run, in the order in which they finish."""
+    if missing:
+        with cluster.backend():
+            afar = cluster.afar()  # no common disk; workers may join later, so all is sent at once
+            where = dict(expected=cluster.identity()) if afar else dict(marks=marks)
+            how = dict(pre_dispatch="all") if afar else {}
+            work = joblib.Parallel(n_jobs=jobs, return_as="generator_unordered", **how)(
+                joblib.delayed(_one)(key, *run, **where) for key, (run, _) in missing.items()
+            )
+            yield from work
+
+
+def _one(key, label, case, seed, *, marks=None, expected=None):
+    """One run, where it runs. marks: a folder that says what is under way in which process."""
+    cluster.check(expected)
+    if marks is not None:
+        mark = marks / f"{os.getpid()}.json"
+        entry = {"run": f"{label}, seed {seed}", "method": case.method.__name__}
+        write_atomic(mark, json.dumps(entry))
+    with measured() as cost:
         history = case.run(seed)
-        store.put(key, description, history)
+    if marks is not None:
         mark.unlink(missing_ok=True)
-    return history
+    return key, pd.DataFrame({c: history[c].tolist() for c in history}), cost  # as the store has it
 
 
 def describe(case: Case, seed: int) -> dict:

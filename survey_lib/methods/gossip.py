@@ -5,7 +5,7 @@ import itertools
 import torch
 
 from survey_lib.errors import UsageError
-from survey_lib.topology import at_round, heard
+from survey_lib.topology import at_round, delivered, heard, links, mask
 from survey_lib.training import gradients
 
 
@@ -33,10 +33,9 @@ def d_psgd(task, world, *, W, eta, B, adapt_first=False, seed=0):
     """D-PSGD: mix with the neighbours and take a local gradient step.
     Lian et al., NeurIPS 2017, Algorithm 1.
 
-    X (n, d), one model per device; W (n, n) doubly stochastic, or (T, n, n) where it changes from
-    round to round. X <- W X - eta G(X), the gradient
-    at the model before mixing. adapt_first: X <- W (X - eta G(X)), "adapt then combine".
-    Per device: deg_i models sent.
+    X (n, d), one model per device; W (n, n) doubly stochastic, dense or sparse, or (T, n, n) where
+    it changes from round to round. X <- W X - eta G(X), the gradient at the model before mixing.
+    adapt_first: X <- W (X - eta G(X)), "adapt then combine". Per device: deg_i models sent.
     The mean model moves by -eta mean_i g_i(x_i), for any doubly stochastic W; with W = J and
     adapt_first it is AllReduce-SGD. Where a message is lost, the receiver uses its own model in
     its place; a device that is off does nothing.
@@ -76,7 +75,7 @@ def choco_sgd(task, world, *, W, Q, gamma, eta, B, seed=0):
         Y = X.clone()
         Y[on] -= eta * gradients(task, world, on, X[on], B=B, seed=(seed, r))
         q, arrived = _tell(world, on, W, Q, Y - Xhat, seed, r)
-        Xhat, S = Xhat + q, S + (W * arrived) @ q
+        Xhat, S = Xhat + q, S + delivered(W, arrived) @ q
         X = Y.clone()
         X[on] += gamma * (S - Xhat)[on]
 
@@ -96,21 +95,23 @@ def choco_gossip(task, world, *, W, Q, gamma, direct=False, seed=0):
     if not hasattr(task, "start"):
         raise UsageError("choco_gossip averages task.start; use problems.Averaging as the problem")
     X = task.start  # (n, d)
-    W = heard(W.to(X.dtype), torch.ones_like(W))  # rows sum to 1 in the precision of X
+    W = heard(W.to(X.dtype), mask(W, *links(W)))  # rows sum to 1 in the precision of X
     Xhat, S = torch.zeros_like(X), torch.zeros_like(X)  # (n, d)
     for r in itertools.count():
         yield X
         on = world.online()
         q, arrived = _tell(world, on, W, Q, X if direct else X - Xhat, seed, r)
-        Xhat, S = (q, heard(W, arrived) @ q) if direct else (Xhat + q, S + (W * arrived) @ q)
+        if direct:
+            Xhat, S = q, heard(W, arrived) @ q
+        else:
+            Xhat, S = Xhat + q, S + delivered(W, arrived) @ q
         X = X.clone()
         X[on] += gamma * (S - Xhat)[on]
 
 
 def _tell(world, on, W, Q, V, *key):
     """Each device tells its neighbours Q(v_i). Returns q (n, d), as they read it, 0 of those who
-    are off, and who has it: arrived (n, n), everybody has its own."""
-    q, own = torch.zeros_like(V), torch.eye(len(V), dtype=torch.bool)
-    sent, dense = Q(V, *key)
+    are off, and whom it reached: arrived (n, n)."""
+    q, (sent, dense) = torch.zeros_like(V), Q(V, *key)
     q[on] = dense[on]
-    return q, world.exchange(W, sent) | own
+    return q, world.exchange(W, sent)

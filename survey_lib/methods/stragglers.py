@@ -74,7 +74,7 @@ def k_sync_async(task, world, *, K, rule="K-async", B, eta, seed=0):
             if len(idle) < len(first):  # nothing else will arrive
                 break
         stop = np.flatnonzero(away if cancel else away & np.isinf(due))  # cancelled, or lost
-        given_up = world.sending["finish"][stop].max(initial=0.0)
+        given_up = world.due(stop).max(initial=0.0)
         world.close(stop, world.clock if len(used) == wanted else given_up)
         due[stop], away[stop] = np.inf, False
         if used:

@@ -6,6 +6,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.ready
 RUN := $(BIN)/python -m survey_lib
+export SURVEY_DEVICE = $(or $(DEVICE),cpu)
 export OMP_NUM_THREADS := 1
 export MKL_NUM_THREADS := 1
 .DEFAULT_GOAL := help
@@ -16,7 +17,7 @@ help:  ## print every target and setting
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 	@echo
 	@echo "  SCALE=quick|full  ONLY=03  SEEDS=0-4  DATASET=fashion_mnist|cifar10|my.npz  OUT=build  JOBS=2"
-	@echo "  DASK=tcp://host:port"
+	@echo "  DASK=tcp://host:port  DEVICE=cpu|cuda"
 
 $(STAMP): requirements.lock pyproject.toml
 	@$(PYTHON) -c 'import sys; v = sys.version_info; sys.exit(0 if v >= (3, 11) else "survey_lib needs CPython 3.11 or newer, $(PYTHON) is %d.%d; run make PYTHON=python3.11" % v[:2])'
@@ -70,6 +71,10 @@ lint: $(STAMP)  ## ruff: format and rules
 .PHONY: bench
 bench: $(STAMP)  ## client steps per second beside the plain loop and five peers, 25 minutes (BENCH=--quick: 8)
 	@$(BIN)/python tests/bench/engine.py $(BENCH)
+
+.PHONY: scale
+scale: $(STAMP)  ## cost against devices, cohort, nodes and arrivals: seconds and memory, 2 minutes
+	@$(BIN)/python tests/bench/scale.py
 
 .PHONY: endurance
 endurance: $(STAMP)  ## kills, damaged files, a full disk, two runs at once, at quick scale: about an hour

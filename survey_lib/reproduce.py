@@ -30,6 +30,7 @@ from survey_lib.tables import TABLES, claim
 
 HERE = Path(__file__).parent.parent
 NOTEBOOKS, RESULTS = HERE / "notebooks", HERE / "results"
+BENCHES = ("bench.png", "scale.png")  # figures of `make bench` and `make scale`, not of a run
 # nobody else on the machine can listen to a notebook's kernel
 PRIVATE = Config(KernelManager={"transport_encryption": "auto" if zmq.has("curve") else "disabled"})
 
@@ -387,8 +388,10 @@ def publish(out: Path) -> None:
             f"{out} lacks {', '.join(missing)}; run `make reproduce` without ONLY first"
         )
     for name in ("tables", "figures"):
-        shutil.rmtree(RESULTS / name, ignore_errors=True)
-        shutil.copytree(out / name, RESULTS / name)
+        for file in (RESULTS / name).glob("*"):
+            if file.name not in BENCHES:
+                file.unlink()
+        shutil.copytree(out / name, RESULTS / name, dirs_exist_ok=True)
     for name in ("evidence.csv", "manifest.json", "cost/cost.csv"):
         write_atomic(RESULTS / Path(name).name, (out / name).read_bytes())
     for path in notebooks():

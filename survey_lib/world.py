@@ -525,8 +525,6 @@ class World:
         at = zip(nodes, np.broadcast_to(t, len(nodes)), strict=True)
         return np.where([spells.until(int(i), float(now))[0] for i, now in at], factor, 1.0)
 
-    _fade, _pause, _note, _draw = fade, pause, note, draw  # what other modules call them
-
     def _check(self, chosen):
         if len(chosen) and not (0 <= chosen.min() and chosen.max() < self.n):
             raise UsageError(

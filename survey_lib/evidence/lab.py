@@ -92,8 +92,9 @@ class Lab:
         self, name: str, case: Case, grid: dict, value: Callable, *, largest: bool = True
     ) -> Case:
         """The case with the best arguments of a grid, on seeds of their own; the grid is kept under
-        OUT/tuning."""
+        OUT/tuning. At quick scale every second value is tried."""
         how = dict(out=self.out, jobs=self.jobs, title=f"tuning {name}")
+        grid = {k: values[:: self.pick(quick=2, full=1)] for k, values in grid.items()}
         best, table = tune(
             case,
             grid,

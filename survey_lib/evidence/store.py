@@ -21,6 +21,7 @@ import psutil
 import torch
 
 import survey_lib
+from survey_lib.device import device
 from survey_lib.errors import DataError, UsageError
 
 ROOT = Path(survey_lib.__file__).parent
@@ -240,10 +241,13 @@ def versions() -> dict:
     libraries = {
         name: importlib.metadata.version(name) for name in ("torch", "numpy", "scipy", "networkx")
     }
+    cuda = device().type == "cuda"
+    gpu = {"gpu": torch.cuda.get_device_name(), "cuda": torch.version.cuda} if cuda else {}
     return {
         **libraries,
         "machine": platform.machine(),
         "simd": torch.backends.cpu.get_cpu_capability(),
+        **gpu,
     }
 
 

@@ -18,6 +18,7 @@ import pandas as pd
 import papermill
 import zmq
 from filelock import FileLock, Timeout
+from papermill.engines import NBClientEngine, papermill_engines
 from traitlets.config import Config
 
 from survey_lib import data
@@ -34,6 +35,21 @@ BENCHES = ("bench.png", "scale.png")  # figures of `make bench` and `make scale`
 # nobody else on the machine can listen to a notebook's kernel
 PRIVATE = Config(KernelManager={"transport_encryption": "auto" if zmq.has("curve") else "disabled"})
 
+
+class Once(NBClientEngine):
+    """papermill's engine, writing a notebook (megabytes) when it ends, in whatever way, instead of
+    after each cell."""
+
+    @classmethod
+    def execute_managed_notebook(cls, nb_man, kernel_name, **kw):
+        save, nb_man.save = nb_man.save, lambda **_: None
+        try:
+            return super().execute_managed_notebook(nb_man, kernel_name, **kw)
+        finally:
+            save()
+
+
+papermill_engines.register("once", Once)
 
 @dataclass(frozen=True)
 class Settings:
@@ -195,7 +211,7 @@ def execute(path: Path, settings: Settings, out: Path, jobs: int = 1) -> str:
             cwd=str(path.parent),
             progress_bar=False,
             start_timeout=300,
-            request_save_on_cell_execute=False,  # once, at its end: it is megabytes
+            engine_name="once",
             config=PRIVATE,
         )
     except Exception as failure:  # a cell that raises, a kernel that dies, a disk that is full

@@ -1,8 +1,8 @@
 """A task: data split over devices, a network, local training of a cohort, evaluation. The hot path.
 
-The gradients of a cohort are batched over chunks that stay in cache. Networks of linear, ReLU,
+The gradients of a cohort are taken in chunks of many models at once. Networks of linear, ReLU,
 convolution and pooling layers take them by hand (backprop.py), any other by autograd. Which path
-runs depends on the network only, and how large a chunk is on the network and the batch size.
+runs depends on the network only; how large a chunk is, on the network and the batch size.
 """
 
 from collections.abc import Callable
@@ -26,7 +26,7 @@ torch.set_num_threads(1)  # parallelism is over runs: two threads on busy cores 
 
 Loss = Callable[..., Tensor]  # (logits z, labels y, rows, members) -> dL/dz per sample
 Project = Callable[[Tensor, Tensor], Tensor]  # (gradients (m, d), members (m,)) -> (m, d)
-CHUNK, WIDE = 5e7, 64  # at once: FLOPs of a forward pass, models
+CHUNK, WIDE = 1e8, 100  # at once: FLOPs of a forward pass, models
 
 
 class Task:
@@ -116,7 +116,7 @@ class Task:
     def evaluate(self, X: Tensor) -> tuple[np.ndarray, np.ndarray]:
         """Test accuracy and mean test cross-entropy of the models X (m, d), each (m,)."""
         X, x_test, y_test = X.to(device()), resident(self.x_test), resident(self.y_test)
-        size = max(20, int(CHUNK // self.network.flops))  # images at a time
+        size = max(20, int(2 * CHUNK // self.network.flops))  # images at a time
         right, loss = torch.zeros(2, len(X), dtype=torch.float64, device=X.device)
         for part in _chunks(self, len(X), min(size, len(y_test))):
             W, b = _unstack(self.network, X[part], copy=False)
@@ -277,8 +277,9 @@ def _cohort(x, k):
 
 
 def _chunks(task, k, B):
-    """The k models, so many at once as stay in cache; a model itself counts as much as 10 of the B
-    samples in its batch. Convolutions of large images go one by one."""
+    """The k models in parts. Small models go many at once, since what costs are the calls; models
+    of much work, such as convolutions of large images, one by one, since what costs is memory. A
+    model itself is read and written as if it were 10 samples more than its B."""
     size = max(1, min(WIDE, int(CHUNK // ((B + 10) * task.network.flops))))
     return [slice(a, a + size) for a in range(0, k, size)]
 
@@ -288,10 +289,12 @@ def _train_by_hand(task, Y, x, batches, steps, loss, members, eta, shrink, drift
     """Y = x after its steps. Step t: W <- shrink W - eta dL/dW + drift."""
     W, b = models = _unstack(task.network, x)
     push = None if drift is None else _unstack(task.network, drift)
+    data, samples = resident(task.x), len(x) * batches[0].shape[2]
+    space = torch.empty(samples, *data.shape[1:], dtype=data.dtype, device=data.device)
     for m, *batch in _at_work(steps, batches):
         if m < len(W[0]):
             W, b = [w[:m] for w in W], [v[:m] for v in b]
-        for j, left, right, db in _slopes(task, W, b, *batch, loss, members[:m]):
+        for j, left, right, db in _slopes(task, W, b, *batch, loss, members[:m], space):
             W[j].baddbmm_(left, right, beta=shrink, alpha=-eta)
             v = b[j] if shrink == 1 else b[j].mul_(shrink)
             v.sub_(db, alpha=eta)
@@ -343,9 +346,11 @@ def _gradients(task, G, X, seen, y, rows, weight, loss, members):
     return G
 
 
-def _slopes(task, W, b, seen, y, rows, weight, loss, members):
-    """`backward` of the models W, b on the samples `seen` (k, B) that count `weight` (k, B)."""
-    h = resident(task.x).index_select(0, seen.reshape(-1))
+def _slopes(task, W, b, seen, y, rows, weight, loss, members, space=None):
+    """`backward` of the models W, b on the samples `seen` (k, B) that count `weight` (k, B). space:
+    where to put the samples; in the same place at each step they are fetched faster."""
+    space = None if space is None else space[: seen.numel()]
+    h = torch.index_select(resident(task.x), 0, seen.reshape(-1), out=space)
     z, kept = forward(task.network.by_hand, W, b, h.view(*seen.shape, *h.shape[1:]))
     delta = _slope(loss, z, y, rows, members) * weight.unsqueeze(2)
     return backward(task.network.by_hand, W, kept, delta)

@@ -81,7 +81,7 @@ def _everything(y, n, *key):
 
 def _iid(y, n, *key, size=None):
     if size is None:
-        return _fill(np.array_split(stream("iid", *key).permutation(len(y)), n))
+        return fill(np.array_split(stream("iid", *key).permutation(len(y)), n))
     return list(stream("iid", *key).integers(len(y), size=(n, size)))
 
 
@@ -105,7 +105,7 @@ def _dirichlet_class(y, n, *key, alpha):
         rows = rng.permutation(np.flatnonzero(y == k))
         share = rng.dirichlet(np.full(n, alpha))
         cuts.append(np.split(rows, np.floor(np.cumsum(share[:-1]) * len(rows)).astype(int)))
-    return _fill([np.concatenate(parts) for parts in zip(*cuts, strict=True)])
+    return fill([np.concatenate(parts) for parts in zip(*cuts, strict=True)])
 
 
 def _dirichlet_client(y, n, *key, alpha):
@@ -124,13 +124,13 @@ def _dirichlet_client(y, n, *key, alpha):
             k = rng.choice(len(labels), p=q / q.sum())
             part.append(pools[k].pop())
         parts.append(np.array(part))
-    return _fill(parts)
+    return fill(parts)
 
 
 def _quantity(y, n, *key, alpha):
     rng = stream("quantity", *key)
     share = rng.dirichlet(np.full(n, alpha))
-    return _fill(
+    return fill(
         np.split(rng.permutation(len(y)), np.floor(np.cumsum(share[:-1]) * len(y)).astype(int))
     )
 
@@ -154,11 +154,11 @@ def _tied(y, n, *key, classes, devices, alone=True):
     for rows, at in ((np.flatnonzero(there), devices), (np.flatnonzero(~there), rest)):
         for i, part in zip(at, np.array_split(rng.permutation(rows), len(at)), strict=True):
             parts[i].append(part)
-    return _fill([np.concatenate(p) for p in parts])
+    return fill([np.concatenate(p) for p in parts])
 
 
-def _fill(parts):
-    """Every device non-empty: an empty one takes the last sample of the largest."""
+def fill(parts):
+    """The parts, none empty: an empty one takes the last sample of the largest."""
     sizes = np.array([len(p) for p in parts])
     for i in np.flatnonzero(sizes == 0):
         j = int(sizes.argmax())

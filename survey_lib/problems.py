@@ -17,9 +17,10 @@ from torch.nn import functional as F
 from survey_lib.data import Data, load
 from survey_lib.errors import UsageError
 from survey_lib.models import logistic
-from survey_lib.partition import Partition, everything
+from survey_lib.partition import Partition, everything, fill
 from survey_lib.streams import stream, uniform
 from survey_lib.training import Task, gradients_on
+from survey_lib.views import View
 
 
 class Averaging:
@@ -116,6 +117,83 @@ class OnTraining(Task):
     def __init__(self, data: str | Data = "digits", **how):
         super().__init__(data, **how)
         self.x_test, self.y_test = self.x[self.order], self.y[self.order]
+
+
+class OnDevices(Task):
+    """A Task in which each device is tested on data like its own: a share of the test images, of
+    each class in proportion to what the device holds of it, and all seen through its view.
+
+    view: from views.py, or None. unseen: so many devices more hold data but do not train; the n
+    devices are the first. tests: per device (n + unseen) its rows of x_test and y_test, none empty.
+    Every device counts equally, whatever its share. details: the mean accuracy of the worst tenth
+    of the devices, of the unseen ones (of one model for all), and of each device.
+    """
+
+    def __init__(
+        self,
+        data: str | Data = "digits",
+        *,
+        n: int = 20,
+        view: View | None = None,
+        unseen: int = 0,
+        seed: int = 0,
+        **how,
+    ):
+        super().__init__(data, n=n + unseen, seed=seed, **how)
+        rng, everybody = stream(seed, "own tests"), range(n + unseen)
+        held = [self.y[self.rows(i)].bincount(minlength=self.classes) for i in everybody]
+        parts = [[] for _ in everybody]
+        for k, share in enumerate(torch.stack(held).cumsum(0).T.numpy()):
+            rows = rng.permutation(np.flatnonzero(self.y_test == k)) if share[-1] else []
+            cut = np.round(share / max(1, share[-1]) * len(rows)).astype(int)
+            for i, own in enumerate(np.split(rows, cut[:-1])):
+                parts[i].append(own)
+        self.tests = fill([np.concatenate(own).astype(int) for own in parts])
+        if view is not None:
+            self._look(view, seed)
+        self.n, self.sizes = n, self.sizes[:n]
+        self.p = torch.as_tensor(self.sizes / self.sizes.sum(), dtype=self.dtype)
+
+    def _look(self, view, seed):
+        names = ("x", "y", "x_test", "y_test")
+        x, y, x_test, y_test = (getattr(self, name).clone() for name in names)
+        for i, test in enumerate(self.tests):
+            own = self.rows(i)
+            seen = torch.cat([x[own], x_test[test]]), torch.cat([y[own], y_test[test]])
+            images, labels = view(*seen, i, len(self.tests), self.classes, seed)
+            x[own], x_test[test] = images.split([len(own), len(test)])
+            y[own], y_test[test] = labels.split([len(own), len(test)])
+        self.x, self.y, self.x_test, self.y_test = x, y, x_test, y_test
+
+    def evaluate(self, X: Tensor) -> tuple[np.ndarray, np.ndarray]:
+        """Accuracy and mean cross-entropy of each device on its own tests, each (n,): of row i of
+        X (n, d), or of the one model X (1, d)."""
+        return self._evaluate(X, range(self.n))
+
+    def details(self, X: Tensor) -> dict[str, float]:
+        """What `run` notes beside: worst_tenth, unseen (if any), device 0, device 1, ..."""
+        accuracy, _ = self.evaluate(X)
+        found = dict(worst_tenth=np.sort(accuracy)[: -(-self.n // 10)].mean())
+        if len(self.tests) > self.n:
+            unseen = range(self.n, len(self.tests))
+            found["unseen"] = np.nan if len(X) > 1 else self._evaluate(X, unseen)[0].mean()
+        return found | {f"device {i}": v for i, v in enumerate(accuracy)}
+
+    @torch.no_grad()
+    def _evaluate(self, X, devices):
+        if len(X) not in (1, self.n):
+            raise UsageError(f"{len(X)} models for {self.n} devices; expected one, or one each")
+        rows = [self.tests[i] for i in devices]
+        z = [
+            self.network(x, self.x_test[own])
+            for x, own in zip(X, rows if len(X) > 1 else [np.concatenate(rows)], strict=True)
+        ]
+        z, y = torch.cat(z), self.y_test[np.concatenate(rows)]
+        right = (z.argmax(1) == y).double()
+        loss = F.cross_entropy(z, y, reduction="none").double()
+        starts = np.cumsum([0] + [len(own) for own in rows[:-1]])
+        sizes = [len(own) for own in rows]
+        return tuple(np.add.reduceat(v.numpy(), starts) / sizes for v in (right, loss))
 
 
 class Instalments(Task):

@@ -51,6 +51,7 @@ class Once(NBClientEngine):
 
 papermill_engines.register("once", Once)
 
+
 @dataclass(frozen=True)
 class Settings:
     """What `make reproduce` is given. only: a prefix of notebook names, "" for all. seeds, dataset:

@@ -62,12 +62,17 @@ def run(
             )
             raise Diverged(note, pd.DataFrame(rows))
         accuracy, loss = task.evaluate(X)
-        averaged = task.evaluate(X.mean(0, keepdim=True))[0][0] if len(X) > 1 else accuracy[0]
+        averaged = task.evaluate(X.mean(0, keepdim=True))[0] if len(X) > 1 else accuracy
         besides = {k: float(np.mean([e[k] for e in extras if k in e])) for k in extras[-1]}
         extras.clear()
         measured = dict(
-            accuracy=accuracy.mean(), worst=accuracy.min(), averaged=averaged, loss=loss.mean()
+            accuracy=accuracy.mean(),
+            worst=accuracy.min(),
+            averaged=averaged.mean(),
+            loss=loss.mean(),
         )
+        if hasattr(task, "details"):
+            measured |= task.details(X)  # such as each device's accuracy, see problems.OnDevices
         rows.append(dict(round=r, **world.totals(), **measured, **besides))
 
     for r, value in enumerate(method(task, world, **arguments)):

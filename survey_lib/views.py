@@ -1,0 +1,74 @@
+"""How a device sees its samples: images through its own camera, classes by its own names.
+
+A view is a function (x, y, i, n, classes, *key) -> (x, y): what device i of n makes of the images x
+(m, c, h, w) and labels y (m,). It is made by the functions below, so that `rotated(45, 4)` can
+stand in a table, a notebook or a key. It is fixed per device, not drawn anew in each epoch, which
+would be augmentation.
+"""
+
+from collections.abc import Callable
+from functools import partial
+
+import torch
+from torch import Tensor
+from torchvision.transforms import InterpolationMode
+from torchvision.transforms.functional import rotate
+
+from survey_lib.errors import UsageError
+from survey_lib.streams import stream
+
+View = Callable[..., tuple[Tensor, Tensor]]
+
+
+def noisy(sigma: float) -> View:
+    """Device i adds Gaussian noise of standard deviation sigma i / (n - 1): from none to sigma. Li
+    Q. et al., ICDE 2022, section IV-B, where it is the variance that grows with i / n."""
+    return partial(_noisy, sigma=sigma)
+
+
+def rotated(most: float, groups: int | None = 4) -> View:
+    """Device i turns its images by (i mod groups) / (groups - 1) of `most` degrees; groups = None:
+    by an angle of its own, uniform from -most to most."""
+    if groups is not None and groups < 2:
+        raise UsageError(f"rotated(groups={groups}): two groups or more, else all see alike")
+    return partial(_rotated, most=most, groups=groups)
+
+
+def renamed(swaps: int | None = None, groups: int = 2) -> View:
+    """Device i names the classes as its group i mod groups does: group 0 as they are, every other
+    with `swaps` pairs of names exchanged, or (None) by a permutation that keeps none."""
+    return partial(_renamed, swaps=swaps, groups=groups)
+
+
+def names(classes: int, group: int, *key, swaps: int | None = None) -> Tensor:
+    """(classes,): what each class is called in a group, see `renamed`."""
+    order = stream("names", group, *key).permutation(classes)
+    new = torch.arange(classes)
+    if group and swaps is None:
+        new[order] = torch.from_numpy(order).roll(1)  # one cycle through all classes
+    elif group:
+        if not 0 <= 2 * swaps <= classes:
+            raise UsageError(f"renamed(swaps={swaps}): {classes} classes have fewer pairs")
+        pairs = torch.from_numpy(order[: 2 * swaps]).view(-1, 2)
+        new[pairs] = pairs.flip(1)
+    return new
+
+
+def _noisy(x, y, i, n, classes, *key, sigma):
+    size = sigma * i / max(1, n - 1)
+    if size == 0:
+        return x, y
+    noise = stream("noise", i, *key).standard_normal(x.shape)
+    return x + size * torch.from_numpy(noise).to(x.dtype), y
+
+
+def _rotated(x, y, i, n, classes, *key, most, groups):
+    if groups is None:
+        angle = float(stream("angle", i, *key).uniform(-most, most))
+    else:
+        angle = most * (i % groups) / (groups - 1)
+    return (rotate(x, angle, InterpolationMode.BILINEAR) if angle else x), y
+
+
+def _renamed(x, y, i, n, classes, *key, swaps, groups):
+    return x, names(classes, i % groups, *key, swaps=swaps)[y]

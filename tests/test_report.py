@@ -15,6 +15,7 @@ from survey_lib.errors import UsageError
 from survey_lib.evidence.verdict import VERDICTS as JUDGED
 from survey_lib.report.figures import _forest
 from survey_lib.report.text import NO_EVIDENCE, VERDICTS, effect_text, interval, plus_minus
+from survey_lib.tables import TABLES
 
 NASTY = r"a<b> & 50%_{x} $y$ #1 | ~^\ [z] 'q' \"p\""
 LEDGER = "table row ref method claim baseline metric unit effect ci_low ci_high seeds verdict"
@@ -41,7 +42,7 @@ def table():
         return SimpleNamespace(number=number, methods=methods, cells=cells, refs=("58",))
 
     rows = (
-        row("1", ("scaffold", "fedprox"), Problem="Drift", Solution="Variates"),
+        row("1", ("scaffold", "thirst"), Problem="Drift", Solution="Variates"),
         row("2", ("top_k",), Problem="Bytes", Solution=NASTY),
         row("3", (), Problem="Trust", Solution="None"),
     )
@@ -124,6 +125,17 @@ def test_alt_texts_state_the_numbers(history):
     assert "2 devices and 2 classes, 10 samples: 3 to 7 per device, of 1 to 2 classes" in heat
 
 
+def test_bubbles_name_every_split_and_its_notes():
+    counts = np.array([[3, 0], [1, 6]])
+    splits = {f"split {k}": counts for k in range(5)}
+    shown = report.bubbles(splits, "n", "c", notes={"split 1": "Gini 0.2\nL1 0.5"}, columns=2)
+    assert "5 splits. split 0; split 1: Gini 0.2, L1 0.5; split 2" in alt(shown)
+    assert (
+        Image.open(io.BytesIO(png(shown))).size[1]
+        > Image.open(io.BytesIO(png(report.bubbles(splits, "n", "c", columns=5)))).size[1]
+    )
+
+
 def test_target_over_bytes_and_for_a_loss(history):
     shown = report.curves(history, x="bytes", target=0.605, name="n", caption="c")
     # rounds 4 4 3 at 1 2 3 bytes per round: 4 8 9 bytes
@@ -200,7 +212,7 @@ def test_html_survives_an_untrusted_notebook(history, table, ledger):
 def test_survey_table_sets_the_evidence_beside_the_cells(table, ledger):
     frame = report.survey_table(table, ledger)
     assert list(frame.columns)[:4] == ["Problem", "Solution", "method", "measured effect"]
-    assert list(frame.method) == ["scaffold", "fedprox", "top_k", "mine", ""]
+    assert list(frame.method) == ["scaffold", "thirst", "top_k", "mine", ""]
     assert list(frame.Problem) == ["Drift", "", "Bytes", "", "Trust"]
     effects = ["+2.3 [1.1, 3.5] points", "", "x5.1 [4.2, 6.3]", "x1.00 [0.80, 1.20]", ""]
     assert list(frame["measured effect"]) == effects
@@ -209,6 +221,15 @@ def test_survey_table_sets_the_evidence_beside_the_cells(table, ledger):
     assert list(frame.dataset) == ["digits", "", "digits (quick)", "digits", ""]
     table.columns, table.rows[0].cells["method"] = ("method", "Solution"), "theirs"
     assert report.survey_table(table, ledger)["method (survey)"][0] == "theirs"
+
+
+def test_a_row_that_names_works_of_another_says_where_they_are_measured(ledger):
+    frame = report.survey_table(TABLES[3], ledger[:0]).set_index("method")["measured effect"]
+    assert frame["aso_fed"] == "see table 1, row 6" and list(frame["fedasync"]) == ["", "see row 6"]
+    assert frame["backup_workers"] == ""  # has a claim of its own in table 3
+    assert report.survey_table(TABLES[1], ledger[:0])["measured effect"].iloc[-1] == "see row 1"
+    here = ledger[:1].assign(table=1, row="6", method="aso_fed")
+    assert report.summary(TABLES[3], here) == "Table 3: 1 of 14 rows with evidence"
 
 
 def test_summary(table, ledger):

@@ -12,6 +12,8 @@ from IPython.display import HTML
 from survey_lib.errors import UsageError
 from survey_lib.evidence.store import write_atomic
 from survey_lib.report.text import NO_EVIDENCE, VERDICTS, effect_text, interval, plus_minus
+from survey_lib.tables import find
+from survey_lib.tables.claims import CLAIMS
 
 EVIDENCE = ["method", "measured effect", "baseline", "seeds", "verdict", "dataset"]
 LATEX = {c: f"\\{c}" for c in "&%$#_{}"} | {c: f"{{{c}}}" for c in "[]*"}  # "\\ [" is a length
@@ -20,7 +22,8 @@ LATEX |= {"<": r"\textless{}", ">": r"\textgreater{}", "|": r"\textbar{}", "±":
 
 
 def survey_table(table, ledger: pd.DataFrame) -> pd.DataFrame:
-    """The table as the survey prints it, with a line per row and method for what was measured."""
+    """The table as the survey prints it, with a line per row and method for what was measured, or
+    where else it was."""
     lines = []
     for row in table.rows:
         known = _lines_of(ledger, table, [row])
@@ -29,7 +32,8 @@ def survey_table(table, ledger: pd.DataFrame) -> pd.DataFrame:
             cells[0] = f"{cells[0]} (in the text only)".strip()
         for method in dict.fromkeys([*row.methods, *known.method]) or [""]:
             for found in list(known[known.method == method].itertuples()) or [None]:
-                lines.append([*cells, method, *_evidence(found)])
+                place = None if found else _elsewhere(table, row, method)
+                lines.append([*cells, method, *_evidence(found, place, table)])
                 cells = [""] * len(cells)  # shown once per row
     columns = [f"{c} (survey)" if c in EVIDENCE else c for c in table.columns]
     return pd.DataFrame(lines, columns=[*columns, *EVIDENCE])
@@ -38,7 +42,11 @@ def survey_table(table, ledger: pd.DataFrame) -> pd.DataFrame:
 def summary(table, ledger: pd.DataFrame) -> str:
     """One line: how many rows of the table have evidence, and which verdicts came out."""
     known = _lines_of(ledger, table, table.rows)
-    text = f"Table {table.number}: {known.row.nunique()} of {len(table.rows)} rows with evidence"
+    there = set(zip(ledger.table.astype(str), ledger.row.astype(str), strict=True))
+    have = [
+        any((*map(str, place),) in there for place in _places(table, row)) for row in table.rows
+    ]
+    text = f"Table {table.number}: {sum(have)} of {len(table.rows)} rows with evidence"
     if known.empty:
         return text
     counts, methods = Counter(known.verdict), len(known[["row", "method"]].drop_duplicates())
@@ -170,8 +178,25 @@ def _lines_of(ledger, table, rows):
     return ledger[wanted & (ledger.table.astype(str) == str(table.number))]
 
 
-def _evidence(found) -> list:
+def _places(table, row):
+    """(table, row) of what this row rests on."""
+    others = [_elsewhere(table, row, method) for method in row.methods]
+    return [(table.number, row.number), *filter(None, others)]
+
+
+def _elsewhere(table, row, method) -> tuple[int, str] | None:
+    """(table, row) where a method that this row names too is measured; None if here or nowhere."""
+    places = [(t.number, r.number) for t, r in find(method) if (t.number, method) in CLAIMS]
+    own = [place for place in places if str(place[0]) == str(table.number)]
+    first = (own or places or [None])[0]
+    return None if first and (*map(str, first),) == (str(table.number), str(row.number)) else first
+
+
+def _evidence(found, place, table) -> list:
     """The last cells of a line: measured effect, baseline, seeds, verdict, dataset."""
+    if place:
+        where = "" if str(place[0]) == str(table.number) else f"table {place[0]}, "
+        return [f"see {where}row {place[1]}".replace("row text", "text"), "", "", "", ""]
     if found is None:
         return ["", "", "", NO_EVIDENCE, ""]
     effect = effect_text(found.effect, found.ci_low, found.ci_high, found.unit)

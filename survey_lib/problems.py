@@ -5,7 +5,9 @@ A problem has n devices, d parameters, dtype, sizes (n,), init() -> (d,), evalua
 NaN. Where every device has an optimum of its own, row i of X belongs to device i.
 """
 
+from copy import copy
 from dataclasses import replace
+from functools import cache
 
 import numpy as np
 import torch
@@ -16,8 +18,8 @@ from torch.nn import functional as F
 
 from survey_lib.data import Data, load
 from survey_lib.errors import UsageError
-from survey_lib.models import logistic
-from survey_lib.partition import Partition, everything, fill
+from survey_lib.models import Build, Network, logistic
+from survey_lib.partition import Partition, everything, fill, iid, styled, trimmed
 from survey_lib.streams import stream, uniform
 from survey_lib.training import Task, gradients_on
 from survey_lib.views import View
@@ -68,6 +70,22 @@ class LowerHalf(Task):
         return torch.zeros(self.d, dtype=self.dtype)
 
 
+def _minimum(task, share):
+    """The minimum of sum_j share_j times the cross-entropy of sample j of `task.order`, plus ridge
+    / 2 ||x||^2, of a linear model, by L-BFGS from zero: x and fun."""
+    images, y = task.x[task.order].double(), task.y[task.order]
+    share = torch.from_numpy(share)
+
+    def loss(x):
+        x = torch.from_numpy(x).requires_grad_()
+        each = F.cross_entropy(task.network(x, images), y, reduction="none")
+        value = share @ each + task.ridge / 2 * x.square().sum()
+        return value.item(), torch.autograd.grad(value, x)[0].numpy()
+
+    limits = dict(maxiter=10000, maxfun=20000, ftol=0, gtol=1e-8)
+    return minimize(loss, np.zeros(task.d), jac=True, method="L-BFGS-B", options=limits)
+
+
 class RidgeSoftmax(Task):
     """Softmax regression with mu / 2 ||x||^2 in each device's loss, from zero: strongly convex.
 
@@ -88,17 +106,7 @@ class RidgeSoftmax(Task):
         how = dict(n=n, partition=partition, network=logistic(), seed=seed, dtype=dtype)
         super().__init__(data, **how)
         self.ridge, self.guess = mu, 0.0
-        images, y = self.x[self.order].double(), self.y[self.order]
-        share = torch.from_numpy(np.repeat(1 / (n * self.sizes), self.sizes))
-
-        def loss(x):
-            x = torch.from_numpy(x).requires_grad_()
-            each = F.cross_entropy(self.network(x, images), y, reduction="none")
-            value = share @ each + mu / 2 * x.square().sum()
-            return value.item(), torch.autograd.grad(value, x)[0].numpy()
-
-        limits = dict(maxiter=10000, maxfun=20000, ftol=0, gtol=1e-8)
-        found = minimize(loss, np.zeros(self.d), jac=True, method="L-BFGS-B", options=limits)
+        found = _minimum(self, np.repeat(1 / (n * self.sizes), self.sizes))
         self.best = torch.from_numpy(found.x).to(dtype)
 
     def init(self) -> Tensor:
@@ -124,7 +132,8 @@ class OnDevices(Task):
     each class in proportion to what the device holds of it, and all seen through its view.
 
     view: from views.py, or None. unseen: so many devices more hold data but do not train; the n
-    devices are the first. tests: per device (n + unseen) its rows of x_test and y_test, none empty.
+    devices are the first. tests: per device (n + unseen) its rows of x_test and y_test, none empty;
+    held (n + unseen, classes): how many training samples it has of each class, as it names them.
     Every device counts equally, whatever its share. details: the mean accuracy of the worst tenth
     of the devices, of the unseen ones (of one model for all), and of each device.
     """
@@ -151,10 +160,16 @@ class OnDevices(Task):
         self.tests = fill([np.concatenate(own).astype(int) for own in parts])
         if view is not None:
             self._look(view, seed)
+        self.held = np.stack(
+            [np.bincount(self.y[self.rows(i)], minlength=self.classes) for i in everybody]
+        )
+        self.order = self.order[: self.offset[n]]  # what the others hold is in no batch
         self.n, self.sizes = n, self.sizes[:n]
         self.p = torch.as_tensor(self.sizes / self.sizes.sum(), dtype=self.dtype)
 
     def _look(self, view, seed):
+        if len(np.unique(self.order)) < len(self.order):
+            raise UsageError("a sample that two devices hold can be seen in one way only")
         names = ("x", "y", "x_test", "y_test")
         x, y, x_test, y_test = (getattr(self, name).clone() for name in names)
         for i, test in enumerate(self.tests):
@@ -185,8 +200,10 @@ class OnDevices(Task):
             raise UsageError(f"{len(X)} models for {self.n} devices; expected one, or one each")
         rows = [self.tests[i] for i in devices]
         z = [
-            self.network(x, self.x_test[own])
-            for x, own in zip(X, rows if len(X) > 1 else [np.concatenate(rows)], strict=True)
+            self._outputs(i, x, self.x_test[own])
+            for i, (x, own) in enumerate(
+                zip(X, rows if len(X) > 1 else [np.concatenate(rows)], strict=True)
+            )
         ]
         z, y = torch.cat(z), self.y_test[np.concatenate(rows)]
         right = (z.argmax(1) == y).double()
@@ -194,6 +211,98 @@ class OnDevices(Task):
         starts = np.cumsum([0] + [len(own) for own in rows[:-1]])
         sizes = [len(own) for own in rows]
         return tuple(np.add.reduceat(v.numpy(), starts) / sizes for v in (right, loss))
+
+    def _outputs(self, i, x, images):
+        return self.network(x, images)
+
+
+class Mixed(OnDevices):
+    """OnDevices with unlike networks: device i has networks[i mod how many they are].
+
+    A model is the parameters of its device's network and zeros up to d, the largest one's. start
+    (n, d): the initial models, the same for all devices of one network. `kinds` gives the devices
+    of each network as a task of their own. One model for all there is not, and is NaN to evaluate.
+    """
+
+    def __init__(self, data: str | Data = "digits", *, networks: tuple[Build, ...], **how):
+        super().__init__(data, **how)
+        self.parts = [copy(self) for _ in networks]
+        for part, build in zip(self.parts, networks, strict=True):
+            part.network = Network(build, self.x.shape[1:], self.classes)
+            part.d = part.network.d
+        self.network, self.d = None, max(part.d for part in self.parts)
+        first = [F.pad(Task.init(part), (0, self.d - part.d)) for part in self.parts]
+        self.start = torch.stack([first[i % len(first)] for i in range(self.n)])
+
+    def init(self) -> Tensor:
+        raise UsageError("unlike networks have no common initial model; begin at task.start")
+
+    def evaluate(self, X: Tensor) -> tuple[np.ndarray, np.ndarray]:
+        """As in OnDevices; NaN (1,) twice for a single model of several devices."""
+        if len(X) == 1 < self.n:
+            return np.full(1, np.nan), np.full(1, np.nan)
+        return super().evaluate(X)
+
+    def _outputs(self, i, x, images):
+        part = self.parts[i % len(self.parts)]
+        return part.network(x[: part.d], images)
+
+
+def kinds(task, chosen) -> list[tuple[np.ndarray, Task]]:
+    """The devices `chosen` (k,) by network: their positions in chosen, and the task with that
+    network, whose models are the first part.d numbers of a row. A usual task is of one kind."""
+    parts = getattr(task, "parts", [task])
+    which = np.asarray(chosen, int) % len(parts)
+    found = [(np.flatnonzero(which == k), part) for k, part in enumerate(parts)]
+    return [(some, part) for some, part in found if len(some)]
+
+
+class Styles(Task):
+    """A Task in which each device holds one style of each class only, and is tested on all.
+
+    The classes of Fashion-MNIST become styles of three: tops, shoes, and the rest. Of other data
+    the styles of a class are so many clusters of its images (k-means). mixed: all styles at all
+    devices, an IID split. spare: a share of each device's samples that nobody gets. style (N,): of
+    each training sample.
+    """
+
+    def __init__(
+        self,
+        data: str | Data = "digits",
+        *,
+        styles: int = 3,
+        mixed: bool = False,
+        spare: float = 0.0,
+        samples: int | None = None,
+        seed: int = 0,
+        **how,
+    ):
+        whole = load(data) if isinstance(data, str) else data
+        rows = stream(seed, "samples").permutation(len(whole.y))[:samples]
+        part = replace(whole, x=whole.x[rows], y=whole.y[rows])
+        if part.name == "fashion_mnist":
+            self.style, coarse = part.y.numpy(), torch.tensor(COARSE)
+            part = replace(part, y=coarse[part.y], y_test=coarse[part.y_test], classes=3)
+        else:
+            self.style = clusters(part.x.flatten(1).numpy(), part.y.numpy(), styles)
+        partition = iid() if mixed else styled(self.style)
+        partition = trimmed(partition, spare) if spare else partition
+        super().__init__(part, partition=partition, seed=seed, **how)
+
+
+COARSE = 0, 2, 0, 2, 0, 1, 0, 1, 2, 1  # T-shirt, trousers, pullover, dress, coat, sandal, ...
+
+
+def clusters(x: np.ndarray, y: np.ndarray, k: int) -> np.ndarray:
+    """(N,): to which of k clusters of its class each sample belongs, by k-means on x (N, d)."""
+    from sklearn.cluster import KMeans
+
+    found = np.zeros(len(y), int)
+    for c in np.unique(y):
+        own = y == c
+        how = dict(n_clusters=min(k, int(own.sum())), n_init=4, random_state=0)
+        found[own] = KMeans(**how).fit_predict(x[own])
+    return found
 
 
 class Instalments(Task):
@@ -585,3 +694,188 @@ class Stationarity(Task):
         smoothness, and variance of the gradient of a batch of B."""
         f = F.cross_entropy(self.logits(X[0], self.x), self.y).item()
         return f, self.smoothness(X).max().item(), max(self.variance(x, B) for x in X)
+
+
+class ExcessLoss(Task):
+    """Softmax regression with mu / 2 ||x||^2 in each device's loss, from zero, judged by what it
+    minimises. loss: f(x) - min f of the training loss f = sum_i p_i f_i; accuracy: 1 - loss."""
+
+    guess = np.nan
+
+    def __init__(
+        self,
+        data: str = "digits",
+        *,
+        n: int = 20,
+        partition: Partition | None = None,
+        samples: int | None = None,
+        mu: float = 0.01,
+        seed: int = 0,
+        dtype=torch.float64,
+    ):
+        how = dict(n=n, partition=partition, samples=samples, network=logistic(), dtype=dtype)
+        super().__init__(data, seed=seed, **how)
+        self.ridge, self.least = mu, _least(data, samples, seed if samples else 0, mu)
+        self.seen = self.x[self.order], self.y[self.order]
+
+    def init(self) -> Tensor:
+        """(d,): zeros."""
+        return torch.zeros(self.d, dtype=self.dtype)
+
+    @torch.no_grad()
+    def evaluate(self, X: Tensor) -> tuple[np.ndarray, np.ndarray]:
+        """(1 - excess, excess training loss) of the models X (m, d), each (m,)."""
+        images, y = self.seen
+        each = torch.stack([F.cross_entropy(self.network(x, images), y) for x in X]).double()
+        excess = each + self.ridge / 2 * X.square().sum(1).double() - self.least
+        return (1 - excess).numpy(), excess.numpy()
+
+
+@cache
+def _least(data, samples, seed, mu):
+    """The minimum of ExcessLoss, which does not depend on who holds what."""
+    task = Task(data, n=1, network=logistic(), samples=samples, seed=seed)
+    task.ridge = mu
+    return float(_minimum(task, np.full(len(task.order), 1 / len(task.order))).fun)
+
+
+class Quadratics(Task):
+    """Device i minimises f_i(x) = 1/2 (x - e_i)^T H_i (x - e_i), with exact gradients, from zero.
+
+    H (n, d, d), symmetric and positive definite, and e (n, d); by default random ones: e_i ~ N(0,
+    I), H_i = A_i A_i^T / d + I / 2 with Gaussian A_i. sizes (n,): f_i counts as so many samples,
+    all alike, and an epoch in batches of B is ceil(sizes_i / B) steps. best (d,): the minimum of
+    sum_i p_i f_i. loss: ||x - best||; accuracy: 1 - loss / ||best||. aim (d,): a point, the
+    distance to which is noted as `to_aim`.
+    """
+
+    guess = np.nan
+
+    def __init__(
+        self,
+        *,
+        n: int = 5,
+        d: int = 4,
+        H: Tensor | None = None,
+        e: Tensor | None = None,
+        sizes: tuple[int, ...] | None = None,
+        aim: Tensor | None = None,
+        seed: int = 0,
+        dtype=torch.float64,
+    ):
+        if e is None:
+            rng = stream(seed, "quadratics")
+            A, e = (torch.from_numpy(rng.standard_normal((n, d, m))) for m in (d, 1))
+            H, e = A @ A.mT / d + torch.eye(d) / 2, e[..., 0]
+        self.H, self.e, self.aim = H.to(dtype), e.to(dtype), aim
+        n, d = e.shape
+        sizes = np.ones(n, int) if sizes is None else np.asarray(sizes)
+        x = torch.cat([self.H, self.e[..., None]], -1).repeat_interleave(torch.as_tensor(sizes), 0)
+        y = torch.zeros(len(x), dtype=torch.long)
+        own = np.split(np.arange(len(x)), np.cumsum(sizes)[:-1])
+        data = Data("quadratics", x, y, x, y, 2, "")
+        how = dict(n=n, partition=lambda y, n, seed: own, network=logistic(), dtype=dtype)
+        super().__init__(data, seed=seed, **how)
+        self.network, self.d = _Value(d), d
+        self.best = self.stops(eta=1.0, K=1)
+
+    def init(self) -> Tensor:
+        """(d,): zeros."""
+        return torch.zeros(self.d, dtype=self.dtype)
+
+    def stops(self, *, eta: float, K, mu: float = 0.0, weight=None) -> Tensor:
+        """(d,): the fixed point of FedAvg with K full steps, one number or one per device, on all
+        devices: (sum_i p_i Q_i)^-1 sum_i p_i Q_i e_i, Q_i = eta sum_{k < K_i} (I - eta (H_i + mu
+        I))^k H_i. K = 1: the optimum, for any eta. mu: FedProx. weight (n,), instead of p: that of
+        FedNova is p_i / K_i."""
+        eye, p = torch.eye(self.d, dtype=self.dtype), self.p if weight is None else weight
+        bent = self.H + mu * eye
+        power = [
+            torch.linalg.matrix_power(eye - eta * h, int(k))
+            for h, k in zip(bent, np.broadcast_to(K, self.n), strict=True)
+        ]
+        Q = torch.linalg.solve(bent, eye - torch.stack(power)) @ self.H * p[:, None, None]
+        return torch.linalg.solve(Q.sum(0), (Q @ self.e[..., None]).sum(0))[:, 0]
+
+    def evaluate(self, X: Tensor) -> tuple[np.ndarray, np.ndarray]:
+        """(1 - relative distance, distance) of the models X (m, d) to the optimum, each (m,)."""
+        error = (X - self.best).norm(dim=1)
+        return (1 - error / self.best.norm()).numpy(), error.numpy()
+
+    def details(self, X: Tensor) -> dict[str, float]:
+        """What `run` notes beside: to_aim, the distance of the mean model to the aim."""
+        return {} if self.aim is None else dict(to_aim=(X.mean(0) - self.aim).norm().item())
+
+
+class _Value:
+    """In place of a Network: a sample is (H | e), and the cross-entropy of the logits has the
+    gradient of f = 1/2 (x - e)^T H (x - e): they are 2 (c - f), c = f, and 0; both classes then
+    have probability 1/2, and the slope of the loss in the first logit is -1/2."""
+
+    by_hand, layers = None, ()
+
+    def __init__(self, d):
+        self.d, self.flops = d, 2 * d * d
+
+    @torch.enable_grad()
+    def track(self, X: Tensor, samples: Tensor) -> tuple[Tensor, list[Tensor]]:
+        """As `Network.track`: logits (k, B, 2) of the models X (k, d) for samples (k, B, d, d + 1),
+        and X."""
+        X = X.detach().requires_grad_()
+        apart = (X[:, None] - samples[..., -1])[..., None]  # (k, B, d, 1)
+        f = (apart.mT @ samples[..., :-1] @ apart)[..., 0, 0] / 2
+        return torch.stack([2 * (f.detach() - f), torch.zeros_like(f)], -1), [X]
+
+
+class LinearTeacher:
+    """A linear teacher `teacher` (d,), which decides by the sign of w* . x, and x (N, d), samples
+    for its student. sample: (rng, m, d) -> (w*, m samples), see methods/linear_distillation.py.
+
+    loss: the angle between the model and the teacher, rad, pi / 2 for w = 0. accuracy: 1 - the
+    transfer risk P[(w* . x)(w . x) < 0], of `tests` samples of their own, a tie counts half;
+    exact: the risk is angle / pi, as it is for isotropic data. Angles below 1e-7 are 0.
+    """
+
+    n, guess, dtype = 1, 0.5, torch.float64
+
+    def __init__(
+        self,
+        sample,
+        *,
+        d: int = 20,
+        samples: int = 40,
+        tests: int = 5000,
+        exact: bool = False,
+        seed: int = 0,
+    ):
+        self.teacher, x = sample(stream(seed, "linear teacher"), samples + tests, d)
+        self.x, self.x_test = x[:samples], x[samples:]
+        self.d, self.exact, self.sizes = x.shape[1], exact, np.array([samples])
+
+    def init(self) -> Tensor:
+        """(d,): zeros."""
+        return torch.zeros(self.d, dtype=self.dtype)
+
+    def evaluate(self, X: Tensor) -> tuple[np.ndarray, np.ndarray]:
+        """(1 - transfer risk, angle to the teacher) of the models X (m, d), each (m,)."""
+        u, v = F.normalize(X, dim=1), F.normalize(self.teacher, dim=0)
+        angle = 2 * torch.atan2((u - v).norm(dim=1), (u + v).norm(dim=1))
+        angle = torch.where(X.any(1), angle, torch.pi / 2)
+        angle = torch.where(angle < 1e-7, 0.0, angle)
+        agree = (self.x_test @ X.T).sign() * (self.x_test @ self.teacher).sign()[:, None]
+        risk = angle / torch.pi if self.exact else (1 - agree).mean(0) / 2
+        return (1 - risk).numpy(), angle.numpy()
+
+
+def redealt(task: Task, parts, x: Tensor | None = None, y: Tensor | None = None) -> Task:
+    """The task with other training data: device i holds the samples parts[i] of x and y (default:
+    the task's own); test data and network stay."""
+    new = copy(task)
+    if x is not None:
+        new.x, new.y = x, y
+    new.sizes = np.array([len(p) for p in parts])
+    new.order, new.offset = np.concatenate(parts), np.concatenate([[0], np.cumsum(new.sizes)])
+    new.p = torch.as_tensor(new.sizes / new.sizes.sum(), dtype=task.dtype)
+    if hasattr(task, "parts"):  # Mixed
+        new.parts = [redealt(part, parts, x, y) for part in task.parts]
+    return new

@@ -26,12 +26,14 @@ def noisy(sigma: float) -> View:
     return partial(_noisy, sigma=sigma)
 
 
-def rotated(most: float, groups: int | None = 4) -> View:
+def rotated(most: float, groups: int | None = 4, mixed: bool = False) -> View:
     """Device i turns its images by (i mod groups) / (groups - 1) of `most` degrees; groups = None:
-    by an angle of its own, uniform from -most to most."""
-    if groups is not None and groups < 2:
+    by an angle of its own, uniform from -most to most. mixed: each image by the angle of a random
+    group, so that the images are as hard, but the devices alike."""
+    if groups is not None and groups < 2 or groups is None and mixed:
         raise UsageError(f"rotated(groups={groups}): two groups or more, else all see alike")
-    return partial(_rotated, most=most, groups=groups)
+    how = dict(most=most, groups=groups)
+    return partial(_rotated, **how, mixed=True) if mixed else partial(_rotated, **how)
 
 
 def renamed(swaps: int | None = None, groups: int = 2) -> View:
@@ -62,12 +64,25 @@ def _noisy(x, y, i, n, classes, *key, sigma):
     return x + size * torch.from_numpy(noise).to(x.dtype), y
 
 
-def _rotated(x, y, i, n, classes, *key, most, groups):
+def _rotated(x, y, i, n, classes, *key, most, groups, mixed=False):
+    if mixed:
+        group = stream("groups", i, *key).integers(groups, size=len(x))
+        seen = x.clone()
+        for g in range(groups):
+            seen[group == g] = _turn(x[group == g], most * g / (groups - 1))
+        return seen, y
     if groups is None:
         angle = float(stream("angle", i, *key).uniform(-most, most))
     else:
         angle = most * (i % groups) / (groups - 1)
-    return (rotate(x, angle, InterpolationMode.BILINEAR) if angle else x), y
+    return _turn(x, angle), y
+
+
+def _turn(x, angle):
+    if not angle or not len(x):
+        return x
+    black = [x.min().item()] * x.shape[1]  # what comes in at the corners
+    return rotate(x, angle, InterpolationMode.BILINEAR, fill=black)
 
 
 def _renamed(x, y, i, n, classes, *key, swaps, groups):

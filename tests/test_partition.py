@@ -8,14 +8,24 @@ import pytest
 from survey_lib.data import load
 from survey_lib.errors import UsageError
 from survey_lib.partition import (
+    blocks,
+    by,
     dirichlet,
     drawn,
     everything,
+    given,
     iid,
+    kept_back,
     label_counts,
     label_skew,
+    mixed,
+    persistent,
+    places,
     quantity,
+    redrawn,
     shards,
+    shuffled,
+    styled,
     tied,
 )
 
@@ -32,6 +42,14 @@ SPLITS = {
     "client 1e-6": dirichlet(1e-6, per="client"),
     "client 100": dirichlet(100, per="client"),
     "quantity 0.5": quantity(0.5),
+    "styled": styled(np.arange(len(Y)) // 200),
+    "persistent 0.9": persistent(0.9),
+    "shuffled": shuffled(dirichlet(0.1)),
+    "mixed": mixed(0.2, shards(2)),
+    "households": by(np.arange(len(Y)) % 7, dirichlet(0.1)),
+    "redrawn": redrawn(dirichlet(0.1)),
+    "blocks 1.5": blocks(1.5),
+    "blocks of two": blocks(1.5, 2),
 }
 
 
@@ -285,3 +303,190 @@ def test_a_share_is_from_0_to_1(common):
 def test_everything_is_everywhere():
     parts = everything()(Y, 3, 0)
     assert len(parts) == 3 and all((p == np.arange(len(Y))).all() for p in parts)
+
+
+# ---- natural-looking splits ----------------------------------------------------------------------
+
+
+def test_a_split_by_contexts_is_the_split_of_them():
+    contexts = np.random.default_rng(0).integers(12, size=len(Y))
+    parts = by(contexts, dirichlet(0.05))(Y, N, 3)
+    expected = dirichlet(0.05)(contexts, N, 3)
+    assert all(np.array_equal(a, b) for a, b in zip(parts, expected, strict=True))
+    assert label_skew(label_counts(contexts, parts)) > 1 > label_skew(label_counts(Y, parts))
+    with pytest.raises(UsageError, match="one each"):
+        by(contexts[1:], iid())(Y, N, 0)
+
+
+def test_a_redrawn_split_is_another_of_the_same_kind():
+    first, other = dirichlet(0.1)(Y, N, 0), redrawn(dirichlet(0.1))(Y, N, 0)
+    third = redrawn(dirichlet(0.1), 2)(Y, N, 0)
+    assert not any(np.array_equal(a, b) for a, b in zip(first, other, strict=True))
+    assert not any(np.array_equal(a, b) for a, b in zip(third, other, strict=True))
+
+
+def test_given_groups():
+    groups = np.array([2, 0, 0, 1, 2, 2])
+    parts = given(groups)(np.zeros(6), 3, 0)
+    assert [list(p) for p in parts] == [[1, 2], [3], [0, 4, 5]]
+    for wrong in (groups[1:], groups + 1, np.minimum(groups, 1)):
+        with pytest.raises(UsageError, match="number the groups"):
+            given(wrong)(np.zeros(6), 3, 0)
+
+
+@pytest.mark.parametrize("n", [10, 20])
+def test_mixed_gives_every_device_a_little_of_each_class(n):
+    parts = mixed(0.2, shards(2))(Y, n, 0)
+    counts = label_counts(Y, parts)
+    assert counts.min() >= round(0.2 * np.bincount(Y).min()) // n >= 1
+    rare = np.sort(counts, 1)[:, : 10 - 4]  # two shards touch four classes at most
+    assert rare.max() <= -(-round(0.2 * np.bincount(Y).max()) // n)
+    assert label_skew(counts) < label_skew(label_counts(Y, shards(2)(Y, n, 0)))
+
+
+def test_mixed_at_its_ends():
+    counts = label_counts(Y, mixed(1.0, shards(1))(Y, 7, 0))
+    assert (counts.max(0) - counts.min(0) <= 1).all()
+    parts, other = mixed(0.0, shards(1))(Y, 7, 0), label_counts(Y, shards(1)(Y, 7, 0))
+    assert ((label_counts(Y, parts) > 0).sum(1) <= 3).all() and other.sum() == len(Y)
+    with pytest.raises(UsageError, match="0 to 1"):
+        mixed(1.5, iid())
+
+
+@pytest.mark.parametrize("s", [1, 2])
+def test_blocks_have_log_normal_shares(s):
+    sizes = np.array([[len(p) for p in blocks(0.8, s)(Y, 20, seed)] for seed in range(200)])
+    spread = np.log(sizes).std(1, ddof=1)
+    assert abs(spread.mean() - 0.8) < 4 * spread.std() / np.sqrt(200) + 0.02  # floors
+    sizes = [len(p) for p in blocks(0, s)(Y, 20, 0)]
+    assert max(sizes) - min(sizes) <= s
+
+
+@pytest.mark.parametrize("sigma", [0, 1.5])
+def test_blocks_hold_neighbouring_labels(sigma):
+    parts = sorted(
+        (np.sort(Y[p]) for p in blocks(sigma)(Y, 20, 0)), key=lambda v: tuple(v[[0, -1]])
+    )
+    assert (np.diff(np.concatenate([v for v in parts if len(v) > 1])) >= 0).all()
+    few = [len(np.unique(Y[p])) for p in blocks(0, 2)(Y, 20, 0)]
+    assert max(few) <= 4 and sum(few) / 20 > 1.5
+    for wrong in ((-1, 1), (1, 0)):
+        with pytest.raises(UsageError, match="at least 1"):
+            blocks(*wrong)
+
+
+def test_cells_of_a_map():
+    points = np.random.default_rng(0).normal(size=(500, 2)) ** 3
+    assert (places(points, np.inf) == 0).all()
+    assert (np.bincount(places(points, 1)) == 1).all()
+    number = places(points, 20)
+    sizes = np.bincount(number)
+    assert sizes.max() <= 20 and sizes.min() >= 1 and sizes.sum() == 500
+    boxes = [(points[number == c].min(0), points[number == c].max(0)) for c in range(len(sizes))]
+    for i, (low, high) in enumerate(boxes):  # no cell reaches into another
+        for other_low, other_high in boxes[:i]:
+            assert (high < other_low).any() or (other_high < low).any()
+    corners = np.array([[0, 0], [0, 1], [1, 0], [1, 1.0]])
+    assert sorted(places(corners, 2)) == [0, 1, 2, 3]
+    assert (places(np.ones((5, 2)), 2) == 0).all()  # one place cannot be cut
+
+
+# ---- styles and streams --------------------------------------------------------------------------
+
+
+def test_one_style_of_each_class_is_an_iid_split():
+    for n in (1, 7, 20):
+        parts, plain = styled(np.zeros(len(Y), int))(Y, n, 4), iid()(Y, n, 4)
+        assert all(np.array_equal(a, b) for a, b in zip(parts, plain, strict=True))
+
+
+@pytest.mark.parametrize("n", [4, 12, 20])
+def test_styles_leave_labels_as_in_an_iid_split_and_part_the_fine_labels(n):
+    style = np.random.default_rng(0).integers(3, size=len(Y))
+    parts, plain = styled(style)(Y, n, 1), iid()(Y, n, 1)
+    counts = label_counts(Y, parts)
+    np.testing.assert_array_equal(counts, label_counts(Y, plain))
+    fine = 3 * Y + style
+    held = label_counts(fine, parts).reshape(n, 10, 3) > 0
+    # three styles of a class lie side by side on n devices: two borders, at most, are shared
+    assert held.sum((0, 2)).max() <= n + 2
+    assert label_skew(label_counts(fine, parts)) > 1.05 > label_skew(label_counts(fine, plain))
+
+
+def test_styles_on_as_many_devices_each_as_they_fill_are_apart():
+    """Two classes with three styles of 20 samples and 6 devices, of 10 of each class: one style
+    each; the fine labels' skew is greatest, 2 (1 - 1/3)."""
+    y, style = np.repeat([0, 1], 60), np.tile(np.repeat([0, 1, 2], 20), 2)
+    even = [np.concatenate([np.arange(i, 60, 6), np.arange(60 + i, 120, 6)]) for i in range(6)]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("survey_lib.partition._iid", lambda y, n, *key: even)
+        parts = styled(style)(y, 6, 0)
+    fine = label_counts(3 * y + style, parts)
+    assert ((fine > 0).sum(1) == 2).all() and label_skew(fine) == pytest.approx(4 / 3)
+
+
+def test_styles_are_one_each():
+    with pytest.raises(UsageError, match="expected one each"):
+        styled([0, 1])(Y, 3, 0)
+
+
+def test_a_persistent_order_has_the_samples_of_an_iid_split():
+    for r in (0.0, 0.1, 1.0):
+        parts, plain = persistent(r)(Y, N, 2), iid()(Y, N, 2)
+        for a, b in zip(parts, plain, strict=True):
+            np.testing.assert_array_equal(np.sort(a), np.sort(b))
+            changes = (np.diff(Y[a]) != 0).sum()
+            if r == 1:
+                assert changes == len(np.unique(Y[a])) - 1  # class by class
+            elif r == 0:  # as long as there are others
+                most = np.bincount(Y[a]).max()
+                assert changes >= len(a) - 1 - most
+
+
+@pytest.mark.parametrize("r", [0.1, 0.7])
+def test_a_stream_stays_with_probability_r_and_else_jumps_anywhere(r):
+    y, size = np.repeat(np.arange(10), 30), 20_000
+    (part,) = persistent(r, size)(y, 1, 0)
+    label = y[part]
+    stays = label[1:] == label[:-1]
+    error = np.sqrt(r * (1 - r) / size)
+    assert stays.mean() == pytest.approx(r, abs=4 * error)
+    step = (np.diff(label) % 10)[~stays]
+    share = np.bincount(step, minlength=10)[1:] / len(step)
+    assert np.abs(share - 1 / 9).max() < 4.5 * np.sqrt(1 / 9 * 8 / 9 / len(step))
+    assert np.abs(np.bincount(part, minlength=300) / size - 1 / 300).max() < 0.004
+
+
+def test_a_stream_that_never_jumps_is_of_one_class():
+    for seed in range(5):
+        for part in persistent(1.0, 100)(Y, 3, seed):
+            assert len(np.unique(Y[part])) == 1 and len(part) == 100
+    with pytest.raises(UsageError, match="0 to 1"):
+        persistent(1.1)
+
+
+def test_shuffled_is_the_same_split_in_another_order():
+    plain = dirichlet(0.1)(Y, N, 0)
+    for a, b in zip(shuffled(dirichlet(0.1))(Y, N, 0), plain, strict=True):
+        np.testing.assert_array_equal(np.sort(a), np.sort(b))
+        assert len(b) < 20 or not np.array_equal(a, b)
+
+
+@pytest.mark.parametrize("split", [iid(), shards(2), dirichlet(0.1)])
+@pytest.mark.parametrize("share", [0.0, 1 / 3])
+def test_what_is_kept_back_is_of_all_classes_and_the_rest_is_split_as_ever(split, share):
+    parts = kept_back(split, share)(Y, N, 3)
+    held = np.concatenate(parts)
+    assert len(held) == len(set(held)) and min(len(p) for p in parts) >= 1
+    count, left = np.bincount(Y), np.bincount(Y[held])
+    assert (count - left == np.floor(share * count)).all()
+    rest = np.sort(held)
+    assert all((rest[p] == q).all() for p, q in zip(split(Y[rest], N, 3), parts, strict=True))
+    again = np.sort(np.concatenate(kept_back(split, share)(Y, N, 4)))
+    assert (share > 0) == (not np.array_equal(rest, again))
+
+
+@pytest.mark.parametrize("share", [-0.1, 1.0])
+def test_kept_back_wants_a_share(share):
+    with pytest.raises(UsageError, match="share"):
+        kept_back(iid(), share)

@@ -6,26 +6,36 @@ import numpy as np
 import pytest
 import torch
 from conftest import autograd, close
+from torch.nn import functional as F
 
+from survey_lib.data import Data, load
 from survey_lib.errors import UsageError
 from survey_lib.evidence.run import run
 from survey_lib.methods.server_sync import fedavg
-from survey_lib.models import logistic
-from survey_lib.partition import dirichlet, shards
+from survey_lib.models import logistic, mlp
+from survey_lib.partition import dirichlet, everything, iid, label_counts, shards, tied
 from survey_lib.problems import (
     ClusteredMeans,
+    ExcessLoss,
     Instalments,
     LinearAgents,
     LinearSystem,
     LogisticPool,
     LowerHalf,
+    Mixed,
+    OnDevices,
     OneFeature,
     OnTraining,
+    Quadratics,
     Recall,
     RidgeSoftmax,
     Stationarity,
+    Styles,
+    clusters,
+    kinds,
 )
 from survey_lib.training import InFlight, Task, batch_gradients, gradients, local_sgd, train
+from survey_lib.views import renamed, rotated
 from survey_lib.world import World
 
 
@@ -84,6 +94,97 @@ def test_ridge_minimum_is_where_the_mean_gradient_is_zero(mu):
     X = torch.stack([task.init(), task.best, 1.1 * task.best])
     accuracy, error = task.evaluate(X)
     assert error == pytest.approx([1, 0, 0.01]) and accuracy == pytest.approx(1 - error)
+
+
+@pytest.mark.parametrize("samples", [None, 120])
+@pytest.mark.parametrize("mu", [0.03, 0.3])
+def test_the_excess_loss_is_zero_at_the_minimum_alone(mu, samples):
+    """There the gradient of sum_i p_i f_i is zero; who holds what does not matter."""
+    how = dict(n=4, mu=mu, samples=samples, seed=5)
+    task, other = (ExcessLoss(partition=p, **how) for p in (dirichlet(0.5), shards(1)))
+    assert task.least == other.least
+    x = task.init()
+    for _ in range(40):  # Newton's method
+        G = gradients_at(task, x)
+        if G.norm() < 1e-12:
+            break
+        H = torch.autograd.functional.jacobian(lambda x: objective_slope(task, x), x)
+        x = x - torch.linalg.solve(H, G)
+    accuracy, excess = task.evaluate(torch.stack([x, task.init(), 1.1 * x]))
+    assert abs(excess[0]) < 1e-12 and excess[2] > 1e-4 and (accuracy == 1 - excess).all()
+    assert excess[1] == pytest.approx(np.log(10) - task.least)
+
+
+def gradients_at(task, x):
+    """(d,): the gradient of sum_i p_i f_i as the devices see it."""
+    return task.p @ gradients(task, World(task.n), np.arange(task.n), x, seed=0)
+
+
+def objective_slope(task, x):
+    """(d,): the same by hand, for a second derivative."""
+    u = task.x[task.order].flatten(1)
+    z = torch.softmax(u @ x[:-10].view(10, -1).T + x[-10:], 1)
+    z = (z - torch.eye(10).double()[task.y[task.order]]) / len(u)
+    return torch.cat([(z.T @ u).flatten(), z.sum(0)]) + task.ridge * x
+
+
+def test_quadratics_have_exact_gradients_and_closed_forms():
+    """H_i (x - e_i), also in batches, with all sizes; local steps (I - eta H)^K (x - e) + e."""
+    task = Quadratics(n=4, d=3, sizes=(1, 4, 2, 3), seed=2)
+    on, rng = np.arange(4), torch.Generator().manual_seed(0)
+    X = torch.randn(4, 3, dtype=torch.float64, generator=rng)
+    wanted = torch.stack([H @ (x - e) for H, x, e in zip(task.H, X, task.e, strict=True)])
+    for B in (None, 1, 2):
+        close(gradients(task, World(4), on, X, B=B, seed=1), wanted)
+        close(
+            local_sgd(task, World(4), on[:1], X[0], B=B, K=1, eta=0.1, seed=0)[0],
+            X[0] - 0.1 * wanted[0],
+        )
+    close(task.p, torch.tensor([1, 4, 2, 3]).double() / 10)
+    assert (task.steps(on, B=1, E=2) == [2, 8, 4, 6]).all()
+    Y = train(task, on, X, B=1, E=2, eta=0.1, mu=0.5, correct=task.e, seed=0)
+    for i, K in enumerate((2, 8, 4, 6)):
+        y = X[i]
+        for _ in range(K):
+            y = y - 0.1 * (task.H[i] @ (y - task.e[i]) + task.e[i] + 0.5 * (y - X[i]))
+        close(Y[i], y)
+
+
+def test_the_optimum_of_quadratics():
+    """sum_i p_i H_i (x - e_i) = 0; equal curvatures: the mean of the e_i, wherever FedAvg stops."""
+    task = Quadratics(n=4, d=3, sizes=(1, 4, 2, 3), seed=2, aim=torch.ones(3).double())
+    close(gradients_at(task, task.best), torch.zeros(3).double())
+    accuracy, loss = task.evaluate(torch.stack([task.best, task.init()]))
+    norm = task.best.norm().item()
+    assert loss == pytest.approx([0, norm]) and accuracy == pytest.approx([1, 0])
+    assert task.details(task.init()[None])["to_aim"] == pytest.approx(3**0.5)
+    assert Quadratics(seed=2).details(Quadratics(seed=2).init()[None]) == {}
+    alike = Quadratics(H=task.H[:1].expand(4, 3, 3), e=task.e, sizes=(1, 4, 2, 3))
+    for K in (1, 5, 500):
+        close(alike.stops(eta=0.1, K=K), alike.p @ task.e)
+    assert (torch.linalg.eigvalsh(task.H) > 0.5).all() and not torch.equal(
+        Quadratics(seed=1).e, Quadratics(seed=2).e
+    )
+
+
+def test_where_fedavg_stops_on_quadratics():
+    """K = 1: at the optimum. K -> infinity: at the mean of the devices' own optima. Small steps:
+    x - x* = eta (K - 1) / 2 Hbar^-1 sum p_i H_i^2 (x* - e_i) + O(eta^2). mu -> infinity: x*."""
+    task = Quadratics(seed=3, sizes=(2, 1, 1, 3, 1))
+    for eta in (0.01, 0.2):
+        close(task.stops(eta=eta, K=1), task.best)
+    close(task.stops(eta=0.1, K=3000), task.p @ task.e, 1e-10)
+    bent = torch.linalg.solve(
+        torch.tensordot(task.p, task.H, 1),
+        task.p @ (task.H @ task.H @ (task.best - task.e)[..., None])[..., 0],
+    )
+    errors = []
+    for eta in (1e-3, 1e-4, 1e-5):
+        off = task.stops(eta=eta, K=4) - task.best
+        errors.append(((off - eta * 1.5 * bent).norm() / off.norm()).item())
+    assert errors[0] < 0.05 and errors[1] < errors[0] / 9 and errors[2] < errors[1] / 9
+    gaps = [(task.stops(eta=1e-5, K=10**6, mu=mu) - task.best).norm() for mu in (10, 100, 1000)]
+    assert gaps[0] > 5 * gaps[1] > 40 * gaps[2] > 0
 
 
 # ---- data that come in -------------------------------------------------------------------------
@@ -341,3 +442,198 @@ def test_the_constants_of_a_run():
     L, greatest = task.smoothness(X).max().item(), max(task.variance(v, 8) for v in X)
     assert greatest > variance or L > top
     assert task.constants(X, B=8) == pytest.approx((loss, L, greatest))
+
+
+def test_unlike_networks_are_padded_and_tested_on_their_own():
+    how = dict(n=5, partition=dirichlet(0.5), samples=200, seed=3)
+    task = Mixed(networks=(logistic(), mlp(12)), **how)
+    single = [OnDevices(network=network, **how) for network in (logistic(), mlp(12))]
+    assert task.d == single[1].d and task.start.shape == (5, task.d)
+    for i in range(5):
+        part = single[i % 2]
+        assert torch.equal(task.start[i], F.pad(part.init(), (0, task.d - part.d)))
+    accuracy, loss = task.evaluate(task.start)
+    for i in range(5):
+        expected = single[i % 2].evaluate(single[i % 2].init()[None])
+        assert accuracy[i] == expected[0][i]
+        assert loss[i] == pytest.approx(expected[1][i], rel=1e-5)
+    assert task.details(task.start)["device 4"] == accuracy[4]
+    assert np.isnan(task.evaluate(task.start[:1])).all()
+    with pytest.raises(UsageError, match="start"):
+        task.init()
+
+
+def test_devices_by_kind_of_network():
+    task = Mixed(networks=(mlp(3), mlp(5), mlp(9)), n=7, samples=150)
+    found = kinds(task, np.array([6, 1, 3, 4]))
+    assert [part.d for _, part in found] == [task.parts[0].d, task.parts[1].d]
+    assert [some.tolist() for some, _ in found] == [[0, 2], [1, 3]]
+    plain = Task(n=4, samples=100)
+    [(some, part)] = kinds(plain, np.array([3, 1]))
+    assert part is plain and some.tolist() == [0, 1]
+    assert kinds(plain, []) == kinds(task, []) == []
+
+
+# ---- tests of their own --------------------------------------------------------------------------
+
+
+def some(task, m, seed=0):
+    """(m, d): random models."""
+    rng = torch.Generator().manual_seed(seed)
+    return torch.randn(m, task.d, dtype=task.dtype, generator=rng)
+
+
+@pytest.mark.parametrize("split", [iid(), dirichlet(0.1), shards(1), tied((8, 9), (0, 3))])
+def test_devices_are_tested_in_proportion_to_what_they_hold(split):
+    """Every test image of a class that somebody holds is at one device, which has its share of the
+    class within 1, but for the samples that fill empty tests."""
+    task = OnDevices(n=5, partition=split, seed=2)
+    rows = np.concatenate(task.tests)
+    assert len(rows) == len(np.unique(rows)) == 360 and min(map(len, task.tests)) > 0
+    tested = label_counts(task.y_test.numpy(), task.tests)
+    wanted = task.held / task.held.sum(0) * np.bincount(task.y_test)
+    assert np.abs(tested - wanted).max() <= 1
+    assert (tested[task.held == 0] == 0).all()
+    np.testing.assert_array_equal(task.held.sum(1), task.sizes)
+
+
+def test_of_a_class_that_nobody_holds_there_is_no_test():
+    y = OnDevices().data.y.numpy()
+    split = lambda y, n, *key: list(np.array_split(np.flatnonzero(y < 7), n))  # noqa: E731
+    task = OnDevices(n=3, partition=split)
+    assert y.max() == 9 and sorted(np.unique(task.y_test[np.concatenate(task.tests)])) == [
+        *range(7)
+    ]
+
+
+def test_each_device_judges_its_row_and_one_model_is_judged_by_all():
+    task = OnDevices(n=5, partition=dirichlet(0.5), dtype=torch.float64, network=logistic())
+    X = some(task, 5)
+    accuracy, loss = task.evaluate(X)
+    for i, rows in enumerate(task.tests):
+        z, y = task.network(X[i], task.x_test[rows]), task.y_test[rows]
+        assert accuracy[i] == pytest.approx((z.argmax(1) == y).double().mean().item())
+        assert loss[i] == pytest.approx(torch.nn.functional.cross_entropy(z, y).item())
+    one = task.evaluate(X[2:3])
+    for a, b in zip(one, task.evaluate(X[2].repeat(5, 1)), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-12)
+    assert one[0].shape == (5,)
+    with pytest.raises(UsageError, match="expected one, or one each"):
+        task.evaluate(X[:3])
+
+
+def test_on_one_device_it_is_a_task():
+    how = dict(n=1, network=logistic(), seed=3)
+    task, plain = OnDevices(**how), Task(**how)
+    X = some(task, 1)
+    for a, b in zip(task.evaluate(X), plain.evaluate(X), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-5)
+    assert torch.equal(task.init(), plain.init()) and (task.rows(0) == plain.rows(0)).all()
+
+
+def test_details_are_the_worst_tenth_the_unseen_and_each_device():
+    task = OnDevices(n=12, unseen=3, partition=dirichlet(0.5), network=logistic())
+    for X in (some(task, 1), some(task, 12)):
+        accuracy, found = task.evaluate(X)[0], task.details(X)
+        assert [found[f"device {i}"] for i in range(12)] == list(accuracy)
+        assert found["worst_tenth"] == pytest.approx(np.sort(accuracy)[:2].mean())  # of 12
+        if len(X) > 1:
+            assert np.isnan(found["unseen"])  # none of the models is theirs
+            continue
+        z = [task.network(X[0], task.x_test[rows]).argmax(1) for rows in task.tests[12:]]
+        right = [
+            (a == task.y_test[rows]).double().mean().item()
+            for a, rows in zip(z, task.tests[12:], strict=True)
+        ]
+        assert found["unseen"] == pytest.approx(np.mean(right))
+    assert "unseen" not in OnDevices(n=4).details(some(OnDevices(n=4), 1))
+
+
+def test_the_unseen_hold_data_that_nobody_trains_on():
+    task = OnDevices(n=4, unseen=2, network=logistic(), samples=300)
+    whole = Task(n=6, network=logistic(), samples=300)
+    for i in range(4):
+        np.testing.assert_array_equal(task.rows(i), whole.rows(i))
+    assert task.n == len(task.sizes) == len(task.p) == 4 and task.p.sum().item() == pytest.approx(1)
+    assert len(task.tests) == len(task.held) == 6
+    with pytest.raises(UsageError, match="200 training samples"):
+        task.batch(201, 0)
+    history = run(fedavg, task, World(4), rounds=2, S=4, E=1, B=10, eta=0.1)
+    assert {"unseen", "worst_tenth", "device 3"} <= set(history.columns)
+    assert "device 4" not in history.columns
+    assert history["accuracy"].iloc[-1] == pytest.approx(
+        history[[f"device {i}" for i in range(4)]].iloc[-1].mean()
+    )
+
+
+def test_a_view_is_looked_through_in_training_and_in_the_test():
+    how = dict(n=4, partition=dirichlet(0.5), seed=1)
+    plain, seen = OnDevices(**how), OnDevices(**how, view=rotated(60))
+    for i in range(4):
+        np.testing.assert_array_equal(plain.tests[i], seen.tests[i])
+        for own, x, y in ((seen.rows(i), "x", "y"), (seen.tests[i], "x_test", "y_test")):
+            before, after = getattr(plain, x)[own], getattr(seen, x)[own]
+            assert torch.equal(before, after) == (i == 0)  # turned by 0, 20, 40, 60 degrees
+            assert torch.equal(after, rotated(60)(before, None, i, 4, 10)[0])
+            assert torch.equal(getattr(plain, y)[own], getattr(seen, y)[own])
+    assert torch.equal(plain.data.x, seen.data.x)  # the data set itself is not altered
+    with pytest.raises(UsageError, match="in one way only"):
+        OnDevices(n=4, partition=everything(), view=rotated(60))
+
+
+def test_other_names_commute_with_the_split():
+    how = dict(n=4, partition=dirichlet(0.5), seed=1)
+    plain, seen = OnDevices(**how), OnDevices(**how, view=renamed())
+    assert torch.equal(plain.x, seen.x)
+    for i in range(4):
+        np.testing.assert_array_equal(plain.rows(i), seen.rows(i))
+        np.testing.assert_array_equal(plain.tests[i], seen.tests[i])
+        alike = (plain.y == seen.y)[seen.rows(i)]
+        assert alike.all() if i % 2 == 0 else not alike.any()
+        np.testing.assert_array_equal(np.sort(plain.held[i]), np.sort(seen.held[i]))
+
+
+# ---- styles --------------------------------------------------------------------------------------
+
+
+def test_styles_keep_the_labels_of_an_iid_split():
+    part, whole = Styles(n=10, seed=2), Styles(n=10, seed=2, mixed=True)
+    assert torch.equal(part.y, whole.y) and torch.equal(part.x, whole.x)
+    assert torch.equal(part.init(), whole.init())
+    for task in (part, whole):
+        rows = [task.rows(i) for i in range(10)]
+        np.testing.assert_array_equal(np.sort(np.concatenate(rows)), np.arange(1437))
+    counts = [label_counts(t.y.numpy(), [t.rows(i) for i in range(10)]) for t in (part, whole)]
+    np.testing.assert_array_equal(*counts)
+    fine = 3 * part.y.numpy() + part.style
+    held = [(label_counts(fine, [t.rows(i) for i in range(10)]) > 0).sum() for t in (part, whole)]
+    assert held[0] <= 10 * (10 + 2) and held[1] > 200
+
+
+def test_one_style_is_an_iid_split_and_a_subset_is_the_usual_one():
+    one = Styles(n=6, styles=1, samples=300, seed=4)
+    plain = Task(n=6, samples=300, seed=4)
+    assert (one.style == 0).all() and len(one.y) == 300
+    assert torch.equal(one.x[one.order], plain.x[plain.order])
+    assert torch.equal(one.y[one.order], plain.y[plain.order])
+
+
+def test_clusters_are_within_classes():
+    rng = np.random.default_rng(0)
+    y, place = rng.integers(3, size=300), rng.integers(2, size=300)
+    found = clusters(y[:, None] * 5.0 + 100.0 * place[:, None] + rng.normal(size=(300, 1)), y, 2)
+    for c in range(3):
+        same = found[y == c] == place[y == c]
+        assert same.all() or not same.any()
+    assert (clusters(np.zeros((2, 1)), np.array([0, 1]), 4) == 0).all()  # one sample, one style
+
+
+def test_super_classes_of_fashion_mnist():
+    """Tops are 0 2 4 6, shoes 5 7 9, the rest 1 3 8; what was a class is a style."""
+    digits = load("digits")
+    fake = Data("fashion_mnist", *(getattr(digits, k) for k in "x y x_test y_test".split()), 10, "")
+    task = Styles(fake, n=12, seed=0)
+    assert task.classes == 3 and task.guess == pytest.approx(1 / 3)
+    for k, fine in enumerate(((0, 2, 4, 6), (5, 7, 9), (1, 3, 8))):
+        assert set(np.unique(task.style[task.y == k])) == set(fine)
+        assert (torch.isin(digits.y_test, torch.tensor(fine)) == (task.y_test == k)).all()

@@ -136,6 +136,16 @@ def test_bubbles_name_every_split_and_its_notes():
     )
 
 
+def test_boxes_say_median_and_percentiles():
+    """0, 1, ..., 100: the 5th percentile is 5, the median 50."""
+    values = np.arange(101.0)
+    rows = [("one", "a", values), ("two", "a", values / 10), ("two", "b", values * np.nan)]
+    frame = pd.concat(pd.DataFrame(dict(world=w, arm=a, accuracy=v)) for w, a, v in rows)
+    how = dict(x="accuracy", y="arm", panel="world", name="n", caption="c")
+    assert "one, a: 50 (5 to 95); two, a: 5 (0.5 to 9.5)." in alt(report.boxes(frame, **how))
+    assert png(report.boxes(frame, **how)) == png(report.boxes(frame, **how))
+
+
 def test_target_over_bytes_and_for_a_loss(history):
     shown = report.curves(history, x="bytes", target=0.605, name="n", caption="c")
     # rounds 4 4 3 at 1 2 3 bytes per round: 4 8 9 bytes

@@ -4,6 +4,7 @@ import os
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
+from textwrap import shorten
 
 import pandas as pd
 
@@ -84,15 +85,22 @@ class Lab:
 
     def sweep(self, cases: dict[str, Case], seeds=None) -> pd.DataFrame:
         """Histories of all cases over the seeds, with columns label, method, seed."""
-        return sweep(
-            cases, seeds or self.seeds, out=self.out, jobs=self.jobs, title=", ".join(cases)
-        )
+        title = shorten(", ".join(cases), 60, placeholder=" ...")
+        return sweep(cases, seeds or self.seeds, out=self.out, jobs=self.jobs, title=title)
 
     def tune(
-        self, name: str, case: Case, grid: dict, value: Callable, *, largest: bool = True
+        self,
+        name: str,
+        case: Case,
+        grid: dict,
+        value: Callable,
+        *,
+        largest: bool = True,
+        seeds: int = 2,
     ) -> Case:
         """The case with the best arguments of a grid, on seeds of their own; the grid is kept under
-        OUT/tuning. At quick scale every second value is tried."""
+        OUT/tuning. seeds: how many; more where runs differ much. At quick scale every second value
+        is tried, on one seed."""
         how = dict(out=self.out, jobs=self.jobs, title=f"tuning {name}")
         grid = {k: values[:: self.pick(quick=2, full=1)] for k, values in grid.items()}
         best, table = tune(
@@ -100,7 +108,7 @@ class Lab:
             grid,
             value,
             largest=largest,
-            seeds=self.pick(quick=(1000,), full=(1000, 1001)),
+            seeds=range(1000, 1000 + self.pick(quick=1, full=seeds)),
             **how,
         )
         write_atomic(self.out / "tuning" / f"{self.notebook}-{name}.csv", table.to_csv(index=False))

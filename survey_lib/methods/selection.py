@@ -60,11 +60,9 @@ def fedcs(task, world, *, S, T_round, B, eta, E=None, K=None, select=greedy, see
         known = (world.speed, world.bandwidth_up, world.bandwidth_down, task.sizes)
         reply = torch.as_tensor(np.stack(known, 1)[asked])  # (k, 4)
         told = world.gather(asked, reply)
-        asked, (speed, up, down, _) = asked[told], reply[told].numpy().T
-        # from the end of the multicast to when the upload could begin
-        t_UD = work(task, asked, B=B, E=E, K=K) / speed + 2 * world.latency[asked]
-        t_UL, t_dist = weigh(x) / np.minimum(up, world.server[1]), weigh(x) / down
-        order = select(t_UD, t_UL, t_dist, begin + T_round - world.clock)
+        asked, reply = asked[told], reply[told].numpy()
+        seconds = forecast(task, world, asked, reply, x, B=B, E=E, K=K)
+        order = select(*seconds, begin + T_round - world.clock)
         chosen = world.broadcast(asked[order], x, multicast=True)
         Y = local_sgd(task, world, chosen, x, eta=eta, B=B, E=E, K=K, seed=(seed, r))  # (k, d)
         left = max(0.0, begin + T_round - world.clock)
@@ -72,6 +70,15 @@ def fedcs(task, world, *, S, T_round, B, eta, E=None, K=None, select=greedy, see
         if len(arrived):
             x = mean(Y[arrived], task.sizes[chosen[arrived]])
         yield x, {"accepted": len(arrived)}
+
+
+def forecast(task, world, asked, reply, x, **how) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """t_UD, t_UL, t_dist (k,) for `greedy`: seconds from the end of the multicast of x to when the
+    upload could begin, of the upload, and of the download, as the devices' replies (k, 4 or more;
+    speed, B/s up and down) promise them."""
+    speed, up, down = reply.T[:3]
+    t_UD = work(task, asked, **how) / speed + 2 * world.latency[asked]
+    return t_UD, weigh(x) / np.minimum(up, world.server[1]), weigh(x) / down
 
 
 def safa(task, world, *, C, deadline, B, eta, L=5, E=None, K=None, seed=0):

@@ -26,6 +26,17 @@ def mean(rows: Tensor, weight) -> Tensor:
     return (weight / weight.sum()) @ rows
 
 
+def own(work, chosen):
+    """E or K of the chosen devices: (k,) of one number per device, else as it is."""
+    return np.asarray(work)[chosen] if np.ndim(work) else work
+
+
+def follow(x, y, v):
+    """FedAvg's next model is the average y of the devices' models. Server rules take the present
+    model x, y and what the server remembers, v (0 at first), and return the next x and v."""
+    return y, v
+
+
 def fedsgd(task, world, *, S, eta, seed=0):
     """FedSGD: one full-batch gradient of each sampled device a round. McMahan et al., AISTATS 2017,
     section 2.
@@ -56,6 +67,7 @@ def fedavg(
     stragglers=0.0,
     keep=False,
     deadline=None,
+    server=follow,
     seed=0,
 ):
     """FedAvg: average of models after local SGD. McMahan et al., AISTATS 2017, Algorithm 1.
@@ -64,35 +76,39 @@ def fedavg(
     batches of B from x; x <- sum_i (n_i / n_S) y_i, n_S over the devices that answered (the
     paper's box divides by all n, which shrinks the model when S < n; its text takes the sampled).
     Per sampled device: down x = 4d B; up y_i = 4d B. E = 1, B = None (all samples) is FedSGD.
+    E, K: a number, or one per device (n,). server: what it makes of the average, see `follow`.
 
     stragglers: share of the sampled devices that manage only 1 .. E - 1 epochs, drawn uniformly
     (Li et al., MLSys 2020, section 5.2); their work is dropped unless keep.
     deadline: s from the start of a round, after which what has not arrived is dropped; None: the
     server waits for everybody (Nishio, Yonetani, IEEE ICC 2019, call the limited one FedLim).
     """
-    x = task.init()  # (d,)
+    x, v = task.init(), 0.0  # (d,)
     for r in itertools.count():
         yield x
         chosen = world.broadcast(sample(task.n, S, seed, r), x)
-        epochs = partial_work(E, stragglers, chosen, seed, r) if stragglers else E
-        Y = local(task, world, chosen, x, eta=eta, B=B, E=epochs, K=K, seed=(seed, r))  # (k, d)
-        sent = np.flatnonzero(np.broadcast_to((epochs == E) | keep, len(chosen)))
+        whole, steps = own(E, chosen), own(K, chosen)
+        epochs = partial_work(whole, stragglers, chosen, seed, r) if stragglers else whole
+        Y = local(task, world, chosen, x, eta=eta, B=B, E=epochs, K=steps, seed=(seed, r))  # (k, d)
+        sent = np.flatnonzero(np.broadcast_to((epochs == whole) | keep, len(chosen)))
         if len(chosen) and not len(sent) and deadline is None:
             world.barrier(chosen)  # gather would wait for nobody
         chosen, Y = chosen[sent], Y[sent]
         up = world.gather(chosen, Y, deadline=deadline)
         if len(up):
-            x = mean(Y[up], task.sizes[chosen[up]])
+            x, v = server(x, mean(Y[up], task.sizes[chosen[up]]), v)
 
 
 def partial_work(E, share, chosen, *key) -> np.ndarray:
-    """(k,): E epochs, or for a share of the devices a number drawn uniformly from 1 .. E - 1."""
-    if E is None or E < 2:
+    """(k,): E epochs, one number or (k,), or for a share of the devices a number drawn uniformly
+    from 1 .. E - 1."""
+    if E is None or np.min(E, initial=2) < 2:
         raise UsageError(
             f"E = {E} epochs leave no part of the work to do; stragglers need E of 2 or more"
         )
     late = stream("stragglers", *key).permutation(len(chosen)) < round(share * len(chosen))
-    return np.where(late, [stream("epochs", *key, int(i)).integers(1, E) for i in chosen], E)
+    each = zip(chosen, np.broadcast_to(E, len(chosen)), strict=True)
+    return np.where(late, [stream("epochs", *key, int(i)).integers(1, e) for i, e in each], E)
 
 
 def gaia_asp(task, world, *, theta, eta, B, decay=0.5, seed=0):

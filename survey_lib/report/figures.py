@@ -313,6 +313,69 @@ def heat(counts, name, caption, out=None, xlabel="class", ylabel="device") -> HT
     return show(fig, name, alt, caption, out)
 
 
+@styled
+def bubbles(splits, name, caption, out=None, notes=None, columns=4) -> HTML:
+    """Samples of each class (columns) on each device (rows) as areas of dots, a panel per split.
+
+    splits: {title: counts (n, classes)}. notes: {title: what to write beneath it}.
+    """
+    rows, said = -(-len(splits) // columns), []
+    deep = max(len(counts) for counts in splits.values())
+    fig = Figure(figsize=(2.4 * columns, rows * (0.9 + 0.1 * deep)), layout="constrained")
+    axes = fig.subplots(rows, columns, squeeze=False).ravel()
+    for ax in axes[len(splits) :]:
+        ax.remove()
+    for ax, (title, counts) in zip(axes, splits.items(), strict=False):
+        values, note = np.asarray(counts, float), (notes or {}).get(title, "")
+        i, j = np.nonzero(values > 0)
+        ax.scatter(j, i, s=60 * values[i, j] / values.max(), color=PALETTE[0], alpha=0.7, lw=0)
+        n, c = values.shape
+        ax.set(xlim=(-0.7, c - 0.3), ylim=(n - 0.3, -0.7), xticks=range(0, c, max(1, c // 5)))
+        ax.set_title(f"{title}\n{note}" if note else title, fontsize=8)
+        ax.set_yticks(range(0, n, max(1, n // 4)))
+        said.append(f"{title}: {note.replace(chr(10), ', ')}" if note else title)
+    fig.supxlabel("class", fontsize=9)
+    fig.supylabel("device", fontsize=9)
+    alt = f"Samples per device and class in {len(splits)} splits. {'; '.join(said)}."
+    return show(fig, name, alt, caption, out)
+
+
+@styled
+def boxes(frame, x, y, *, panel, name, caption, out=None, xlabel=None, columns=2) -> HTML:
+    """Distributions of `x`, a panel per `panel` and in it a row per `y`: a dot per row of `frame`,
+    the quartiles as a box with the median, and whiskers to the 5th and 95th percentile."""
+    panels, said = list(frame.groupby(panel, sort=False)), []
+    names, lines = list(frame[y].unique()), -(-len(panels) // columns)
+    size = (4.2 * columns, lines * (0.9 + 0.32 * len(names)))
+    fig = Figure(figsize=size, layout="constrained")
+    axes = fig.subplots(lines, columns, squeeze=False, sharex=True, sharey=True).ravel()
+    for ax in axes[len(panels) :]:
+        ax.remove()
+    for ax, (title, part) in zip(axes, panels, strict=False):
+        for j, who in enumerate(names):
+            values = part.loc[part[y] == who, x].dropna().to_numpy()
+            if not len(values):
+                continue
+            colour = PALETTE[j % len(PALETTE)]
+            low, first, middle, third, high = np.percentile(values, (5, 25, 50, 75, 95))
+            spread = 0.3 * (np.arange(len(values)) * 0.618 % 1 - 0.5)  # side by side, no chance
+            ax.plot(values, j + spread, ls="", marker=".", ms=4, color=colour, alpha=0.35, mew=0)
+            ax.plot([low, high], [j, j], color=colour, lw=1.2)
+            box = {"height": 0.56, "left": first, "fill": False, "edgecolor": colour, "lw": 1.4}
+            ax.barh(j, third - first, **box)
+            ax.plot([middle, middle], [j - 0.28, j + 0.28], color=colour, lw=2.4)
+            said.append(f"{title}, {who}: {number(middle)} ({number(low)} to {number(high)})")
+        ax.use_sticky_edges = False  # else boxes at 1 are cut by the frame
+        ax.set_title(title)
+        ax.set_yticks(range(len(names)), [str(who) for who in names])
+        ax.set_ylim(len(names) - 0.4, -0.6)
+        ax.grid(axis="y", visible=False)
+    label = xlabel or AXIS.get(x, x)
+    fig.supxlabel(label, fontsize=9)
+    alt = f"{_first(label)} by {y}: median (5th to 95th percentile). {'; '.join(said)}."
+    return show(fig, name, alt, caption, out)
+
+
 def _axes(width, height):
     fig = Figure(figsize=(width, height), layout="constrained")
     return fig, fig.subplots()

@@ -35,6 +35,26 @@ def cnn(c1: int = 16, c2: int = 32) -> Build:
     return _Cnn(c1, c2)
 
 
+def transformer(width: int = 32, *, heads: int = 4, blocks: int = 4, patch: int = 2) -> Build:
+    """Transformer encoder over patches of the image: embedding with learnt positions, blocks of
+    self-attention and an MLP of 4 times the width with layer norm before each, and a linear layer
+    on the mean of the tokens. Each block is one layer."""
+    return _Transformer(width, heads, blocks, patch)
+
+
+def residual(width: int = 16, layers: int = 32, *, knots: int = 3, h: float = 0.25) -> Build:
+    """Linear layer, so many residual layers u + h tanh(W_n u + b_n), linear layer. W_n and b_n are
+    interpolated between `knots` ones, so that they vary smoothly over n; as many knots as layers
+    make them independent."""
+    return _Residual(width, layers, knots, h)
+
+
+def lenet(c1: int = 16, c2: int = 32, *, hidden: tuple[int, ...] = (512, 128)) -> Build:
+    """The convolutions of cnn(), then an MLP: much work in the first layers, most of the parameters
+    in the later ones."""
+    return _Lenet(c1, c2, tuple(hidden))
+
+
 @dataclass(frozen=True)
 class _Mlp:
     hidden: tuple[int, ...]
@@ -64,6 +84,119 @@ class _Cnn:
         height, width = ((s + 2 * pad - k + 1) // 2 for s in shape[1:])
         height, width = ((s + 2 * pad - k + 1) // 2 for s in (height, width))
         return nn.Sequential(*body, nn.Linear(self.c2 * height * width, classes))
+
+
+@dataclass(frozen=True)
+class _Lenet:
+    c1: int
+    c2: int
+    hidden: tuple[int, ...]
+
+    def __call__(self, shape, classes):
+        *body, head = _Cnn(self.c1, self.c2)(shape, classes)
+        for a, b in pairwise((head.in_features, *self.hidden)):
+            body += [nn.Linear(a, b), nn.ReLU()]
+        return nn.Sequential(*body, nn.Linear((head.in_features, *self.hidden)[-1], classes))
+
+
+@dataclass(frozen=True)
+class _Transformer:
+    width: int
+    heads: int
+    blocks: int
+    patch: int
+
+    def __call__(self, shape, classes):
+        if len(shape) != 3 or shape[1] % self.patch or shape[2] % self.patch:
+            raise UsageError(
+                f"transformer() needs images (channels, height, width) of whole patches of "
+                f"{self.patch} x {self.patch}, not {tuple(shape)}"
+            )
+        if self.width % self.heads:
+            raise UsageError(f"width = {self.width} is not a multiple of heads = {self.heads}")
+        body = [Block(self.width, self.heads) for _ in range(self.blocks)]
+        return nn.Sequential(
+            Patches(shape, self.patch, self.width), *body, Mean(), nn.Linear(self.width, classes)
+        )
+
+
+@dataclass(frozen=True)
+class _Residual:
+    width: int
+    layers: int
+    knots: int
+    h: float
+
+    def __call__(self, shape, classes):
+        if not 1 <= self.knots <= self.layers:
+            raise UsageError(f"knots = {self.knots}; choose from 1 to {self.layers} layers")
+        body = Residual(self.width, self.layers, self.knots, self.h)
+        first, last = nn.Linear(prod(shape), self.width), nn.Linear(self.width, classes)
+        return nn.Sequential(nn.Flatten(1), first, body, last)
+
+
+class Residual(nn.Module):
+    """States (b, width) -> states after all residual layers.
+
+    between (layers, knots): the share of each knot in each layer's weights.
+    """
+
+    def __init__(self, width, layers, knots, h):
+        super().__init__()
+        self.layers, self.h, bound = layers, h, width**-0.5
+        self.weight = nn.Parameter(torch.empty(knots, width, width).uniform_(-bound, bound))
+        self.bias = nn.Parameter(torch.empty(knots, width).uniform_(-bound, bound))
+        with torch.device("cpu"):
+            at = torch.linspace(0, knots - 1, layers)[:, None]
+            self.between = (1 - (at - torch.arange(knots)).abs()).clamp(min=0)
+
+    def forward(self, u):
+        between = self.between.to(u)
+        weight = torch.einsum("nk,kij->nij", between, self.weight)
+        for w, b in zip(weight, between @ self.bias, strict=True):
+            u = u + self.h * torch.tanh(u @ w.T + b)
+        return u
+
+
+class Patches(nn.Module):
+    """Images (b, c, h, w) -> tokens (b, patches, width)."""
+
+    def __init__(self, shape, patch, width):
+        super().__init__()
+        self.patch, tokens = patch, shape[1] * shape[2] // patch**2
+        self.embed = nn.Linear(shape[0] * patch**2, width)
+        self.position = nn.Parameter(0.02 * torch.randn(tokens, width))
+
+    def forward(self, images):
+        p = self.patch
+        tokens = images.unfold(2, p, p).unfold(3, p, p)  # (b, c, rows, columns, p, p)
+        tokens = tokens.permute(0, 2, 3, 1, 4, 5).flatten(3).flatten(1, 2)
+        return self.embed(tokens) + self.position
+
+
+class Block(nn.Module):
+    """Tokens (b, t, width) -> tokens: x + attention(norm x), then + MLP(norm x)."""
+
+    def __init__(self, width, heads):
+        super().__init__()
+        self.heads = heads
+        self.norm1, self.norm2 = nn.LayerNorm(width), nn.LayerNorm(width)
+        self.attend, self.mix = nn.Linear(width, 3 * width), nn.Linear(width, width)
+        self.up, self.down = nn.Linear(width, 4 * width), nn.Linear(4 * width, width)
+
+    def forward(self, x):
+        parts = self.attend(self.norm1(x)).unflatten(2, (3, self.heads, -1))  # (b, t, 3, heads, .)
+        q, k, v = parts.permute(2, 0, 3, 1, 4).unbind(0)  # (b, heads, t, .) each
+        share = torch.softmax(q @ k.mT / q.shape[3] ** 0.5, 3)
+        x = x + self.mix((share @ v).transpose(1, 2).flatten(2))
+        return x + self.down(torch.relu(self.up(self.norm2(x))))
+
+
+class Mean(nn.Module):
+    """Tokens (b, t, width) -> their mean (b, width)."""
+
+    def forward(self, x):
+        return x.mean(1)
 
 
 @dataclass(frozen=True)
@@ -157,14 +290,19 @@ class Network:
     def stage(self, first: int, last: int) -> Callable[[Tensor, Tensor], Tensor]:
         """The layers first .. last - 1 as a function (their part of x, input) -> output."""
         chosen = self.layers[first:last]
-        module = nn.Sequential(*self.module[chosen[0].modules.start : chosen[-1].modules.stop])
-        shapes = [p.shape for p in module.parameters()]
-        names = [name for name, _ in module.named_parameters()]
+        part = self.module[chosen[0].modules.start : chosen[-1].modules.stop]
+        module, places = deepcopy(nn.Sequential(*part)), []
+        for m in module.modules():  # its parameters become plain attributes, set at each call:
+            for name, p in list(m._parameters.items()):  # functional_call takes several times as
+                if p is not None:  # long as a small layer
+                    places.append((m, name, p.shape))
+                    del m._parameters[name]
+        sizes = [shape.numel() for _, _, shape in places]
 
         def forward(x, inputs):
-            parts = torch.split(x, [s.numel() for s in shapes])
-            views = {k: p.view(s) for k, p, s in zip(names, parts, shapes, strict=True)}
-            return functional_call(module, views, (_channels_last(inputs),))
+            for (m, name, shape), w in zip(places, torch.split(x, sizes), strict=True):
+                m.__dict__[name] = w.view(shape)
+            return module(_channels_last(inputs))
 
         return forward
 

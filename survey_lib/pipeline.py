@@ -1,13 +1,14 @@
 """Pipelines: a network cut into stages, schedules, their timetable, and the numbers they compute.
 
-A schedule says in which order each stage works; `timetable` says when, on given devices and links;
-`play` replays the timetable with real tensors, so that every gradient comes from what was there at
-that time. Loss and update cost no time, on one device as on many.
+A schedule says in which order each stage works, also without end; `flow` says when, on given
+devices and links; `play` and `endless` replay that with real tensors, so that every gradient comes
+from what was there at that time. Loss and update cost no time, on one device as on many.
 """
 
-from collections import defaultdict
+from collections import defaultdict, deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import pairwise
 from typing import NamedTuple
 
@@ -15,10 +16,12 @@ import numpy as np
 import torch
 from torch import Tensor
 from torch.autograd.graph import saved_tensors_hooks
-from torch.nn import functional as F
 
+from survey_lib import timetable as clockwork
 from survey_lib.errors import UsageError
 from survey_lib.models import Network
+from survey_lib.passes import Passes
+from survey_lib.streams import attempts, uniform
 
 Tick = list[tuple[int, str, int]]  # (stage, "F" or "B", item): operations that may run side by side
 Schedule = Callable[[int, int], Iterator[Tick]]  # (stages, micro-batches) -> ticks
@@ -28,7 +31,7 @@ class Event(NamedTuple):
     """What a device does from start to end, in s from the beginning of the step.
 
     what: F forward, B backward, R forward again (re-materialisation), send. item: the micro-batch.
-    nbytes, to: size and receiver of a message.
+    nbytes, to: size and receiver of a message, which was sent so many times until it arrived.
     """
 
     device: int
@@ -39,6 +42,7 @@ class Event(NamedTuple):
     nbytes: int = 0
     to: int | None = None
     stage: int = 0
+    tries: int = 1
 
 
 @dataclass(frozen=True)
@@ -122,9 +126,11 @@ def one_by_one(stages: int, micro: int) -> Iterator[Tick]:
     # stages = 3, micro = 2     stage 0  F0 .. .. .. .. B0 F1 .. .. .. .. B1
     #                           stage 1  .. F0 .. .. B0 .. .. F1 .. .. B1 ..
     #                           stage 2  .. .. F0 B0 .. .. .. .. F1 B1 .. ..
-    for m in range(micro):
+    m = 0
+    while m < micro:
         yield from ([(s, "F", m)] for s in range(stages))
         yield from ([(s, "B", m)] for s in reversed(range(stages)))
+        m += 1
 
 
 def fill_drain(stages: int, micro: int) -> Iterator[Tick]:
@@ -162,71 +168,90 @@ def bubble(K: int, M: int) -> float:
     return (K - 1) / (M + K - 1)
 
 
-def timetable(
-    ticks: Iterable[Tick],
-    forward,
-    backward,
-    nbytes=None,
-    *,
-    link=None,
-    devices=None,
-    rematerialise=False,
-    pure_delay=False,
-) -> list[Event]:
+def timetable(ticks: Iterable[Tick], forward, backward, nbytes=None, **how) -> list[Event]:
     """When everything happens, sorted by start: also an order in which to replay the numbers.
 
     forward, backward (K, M): s per stage and item. nbytes (K - 1, M): what crosses each cut, each
-    way. link(d, e): latency (s) and bandwidth (B/s); None: messages take no time. devices: of the
-    stages. A stage keeps the schedule's order and starts when its device is free and its input is
-    there; it need not wait for its own message to get through. A message takes latency +
-    bytes / bandwidth, one at a time from d to e (the next leaves when the last has arrived); with
-    pure_delay they do not hold each other up. rematerialise: forward again before each backward.
+    way; None: nothing. how: link, devices, resend, rematerialise, pure_delay of `flow`.
     """
-    K, todo = len(forward), [[] for _ in forward]
+    times = {"F": forward, "B": backward}
+    size = None if nbytes is None else lambda cut, m: nbytes[cut][m]
+    events = flow(ticks, len(forward), lambda op, s, m: times[op][s][m], size, **how)
+    return sorted(events, key=lambda event: event.start)
+
+
+def flow(
+    ticks: Iterable[Tick],
+    K: int,
+    seconds: Callable[[str, int, int], float],
+    nbytes: Callable[[int, int], int] | None = None,
+    *,
+    link=None,
+    devices=None,
+    resend=None,
+    rematerialise=False,
+    pure_delay=False,
+) -> Iterator[Event]:
+    """When the operations of K stages happen, in the order of their start, each followed by the
+    message that it sends; ticks may have no end.
+
+    seconds(op, s, m); nbytes(cut, m): what crosses a cut, each way. link(d, e): latency (s) and
+    bandwidth (B/s); None: messages take no time. devices: of the stages. A stage keeps the
+    schedule's order and starts when its device is free and its input is there; it need not wait for
+    its own message to get through. A message takes latency + bytes / bandwidth, one at a time from
+    d to e (the next leaves when the last has arrived); with pure_delay they do not hold each other
+    up. resend(d, e): how often it is sent until it arrives (default: once). rematerialise: forward
+    again before each backward.
+    """
+    ticks, todo = iter(ticks), [deque() for _ in range(K)]
     devices = range(K) if devices is None else devices
-    for tick in ticks:
-        for s, op, m in tick:
-            todo[s].insert(0, (op, m))  # the next one last
-    ready = {(0, "F", m): 0.0 for m in range(len(forward[0]))}  # when an operation's input is there
+    ready = {}  # when an operation's input is there; images are there from the beginning
     free, line = defaultdict(float), defaultdict(float)  # when a device, a direction is free
-    events = []
-    while any(todo):
-        next_ = [(s, *ops[-1]) for s, ops in enumerate(todo) if ops and (s, *ops[-1]) in ready]
-        if not next_:
+    while True:
+        while not all(todo) and (tick := next(ticks, None)):
+            for s, op, m in tick:
+                todo[s].append((op, m))
+        if not any(todo):
+            return
+        best = None
+        for s, ops in enumerate(todo):
+            if not ops:
+                continue
+            op, m = ops[0]
+            there = 0.0 if op == "F" and s == 0 else ready.get((s, op, m))
+            if there is not None and (best is None or max(free[devices[s]], there) < best[0]):
+                best = max(free[devices[s]], there), s, op, m
+        if best is None:
             raise UsageError("a deadlocked schedule: F needs the stage before, B the one after")
-        start, s = min((max(free[devices[s]], ready[s, op, m]), s) for s, op, m in next_)
-        op, m = todo[s].pop()
+        start, s, op, m = best
+        todo[s].popleft()
+        ready.pop((s, op, m), None)
         d, now = devices[s], start
         if op == "B" and rematerialise:
-            now += forward[s][m]
-            events.append(Event(d, start, now, "R", m, stage=s))
-        end = now + (forward if op == "F" else backward)[s][m]
-        events.append(Event(d, now, end, op, m, stage=s))
-        free[d] = end
+            now += seconds("F", s, m)
+            yield Event(d, start, now, "R", m, stage=s)
+        end = free[d] = now + seconds(op, s, m)
+        yield Event(d, now, end, op, m, stage=s)
         to = s + 1 if op == "F" else s - 1
         if to == K:
             ready[s, "B", m] = end
         elif to >= 0:
             ready[to, op, m] = end
-            e, size = devices[to], 0 if nbytes is None else int(nbytes[min(s, to)][m])
+            e, size = devices[to], 0 if nbytes is None else int(nbytes(min(s, to), m))
             if e != d and size:
                 latency, bandwidth = link(d, e) if link else (0.0, np.inf)
+                tries = resend(d, e) if resend else 1
                 leave = end if pure_delay else max(end, line[d, e])
-                ready[to, op, m] = line[d, e] = leave + latency + size / bandwidth
-                events.append(Event(d, leave, line[d, e], "send", m, size, e, s))
-    return sorted(events, key=lambda event: event.start)
+                ready[to, op, m] = line[d, e] = leave + tries * (latency + size / bandwidth)
+                yield Event(d, leave, line[d, e], "send", m, tries * size, e, s, tries)
 
 
 def plan(world, stages, schedule, sizes, *, devices=None, **how) -> list[Event]:
     """The timetable of one mini-batch, in micro-batches of `sizes` samples, in the world.
 
-    how: rematerialise, pure_delay of `timetable`.
+    Lost messages are sent again until they arrive. how: rematerialise, pure_delay of `flow`.
     """
-    devices = list(range(len(stages)) if devices is None else devices)
-    if len(devices) != len(stages) or not all(0 <= d < world.n for d in devices):
-        raise UsageError(
-            f"devices = {devices}, for {len(stages)} stages; name one of {world.n} for each stage"
-        )
+    devices = on_devices(world, stages, devices)
     speed, sizes = world.speed[devices][:, None], np.asarray(sizes)
     return timetable(
         schedule(len(stages), len(sizes)),
@@ -235,8 +260,88 @@ def plan(world, stages, schedule, sizes, *, devices=None, **how) -> list[Event]:
         np.outer([stage.output_bytes for stage in stages[:-1]], sizes),
         link=world.link,
         devices=devices,
+        resend=partial(resend, world),
         **how,
     )
+
+
+def on_devices(world, stages, devices=None) -> list[int]:
+    """The devices of the stages; None: device s for stage s."""
+    devices = [int(d) for d in (range(len(stages)) if devices is None else devices)]
+    if len(devices) != len(stages) or not all(0 <= d < world.n for d in devices):
+        raise UsageError(
+            f"devices = {devices}, for {len(stages)} stages; name one of {world.n} for each stage"
+        )
+    return devices
+
+
+def resend(world, d: int, e: int) -> int:
+    """How often a message from device d to device e is sent until it arrives."""
+    if not world.loss[[d, e]].any():
+        return 1
+    p = 1 - (1 - world.loss[d]) * (1 - world.loss[e])
+    u = uniform(np.array([d * world.n + e]), world.seed, "pipeline", world.draw("pipeline"))
+    return int(attempts(u, p)[0])
+
+
+def endless(
+    world, stages, B: int, *, schedule: Schedule, devices=None
+) -> Iterator[tuple[Event, int] | None]:
+    """The operations F and B of a pipeline of mini-batches of B samples that never stops, in the
+    order of their start, and how many are ahead: updates of the own stage, one after each of its
+    backward passes, from the operation's start until its mini-batch is back at the first stage (the
+    start of its backward pass there); its own is not counted.
+
+    The world's clock is at the end of the first stage's B when that is handed out. None: some
+    device is off; the pipeline stands still, and a second passes.
+    """
+    devices = on_devices(world, stages, devices)
+    work = {"F": [s.forward for s in stages], "B": [s.backward for s in stages]}
+    events = flow(
+        schedule(len(stages), np.inf),
+        len(stages),
+        lambda op, s, m: work[op][s] * B / world.speed[devices[s]],
+        lambda cut, m: stages[cut].output_bytes * B,
+        link=world.link,
+        devices=devices,
+        resend=partial(resend, world),
+    )
+    known, waiting, home, begin = [], deque(), {}, 0.0
+    updates = [[] for _ in stages]  # (end, item) of backward passes
+    for event in events:
+        known.append(event)
+        if event.what == "send":
+            continue
+        waiting.append(event)
+        if event.what == "B":
+            updates[event.stage].append((event.end, event.item))
+            if event.stage == 0:
+                home[event.item] = event
+        # an item's operations go out once all that began before it was through is known
+        while (back := home.get(waiting[0].item)) and back.end <= event.start:
+            e = waiting.popleft()
+            done = updates[e.stage] = [u for u in updates[e.stage] if u[0] > e.start]
+            ahead = sum(end <= back.start and m != e.item for end, m in done)
+            if e is back:
+                while len(world.online(devices)) < len(devices):
+                    world.barrier([])
+                    yield None
+                clockwork.replay(world, known, begin, e.end)
+                begin, known = e.end, [k for k in known if k.end > e.end]
+                del home[e.item]
+            yield e, ahead
+
+
+def must_fit(world, devices: Sequence[int], need: Sequence[int]) -> None:
+    """UsageError unless the memory of each device holds what its stages need (K,), in bytes."""
+    for s, d in enumerate(devices):
+        there = sum(n for n, e in zip(need, devices, strict=True) if e == d)
+        if there > world.memory[d]:
+            raise UsageError(
+                f"stage {s} needs {need[s]:.0f} bytes and device {d} has {world.memory[d]:.0f}: "
+                f"{there - world.memory[d]:.0f} bytes are missing; cut the network into more "
+                "stages, take smaller batches, or put the stage elsewhere"
+            )
 
 
 def _operations(events):
@@ -270,31 +375,16 @@ def play(stages: list[Stage], x: Tensor, batch, sizes: Sequence[int], events) ->
     batch: images (N, ...), labels (N,). g = sum_m (n_m / N) g_m over the micro-batches. A forward
     that an R event repeats keeps its input alone. A random layer (dropout) draws anew each time.
     """
-    images, labels = (part.split(list(sizes)) for part in batch)
-    last, N, (operations, again) = len(stages) - 1, len(batch[1]), _operations(events)
-    inputs, kept, back, g = {(0, m): a for m, a in enumerate(images)}, {}, {}, torch.zeros_like(x)
-
-    def run(s, m, a):
-        """(weights, input, output) for the backward pass; the last stage's output is the loss."""
-        w, a = x[stages[s].params].detach().requires_grad_(), a.detach().requires_grad_(s > 0)
-        out = stages[s].call(w, a)
-        if s == last:
-            out = F.cross_entropy(out, labels[m], reduction="sum") / N
-        return w, a, out
-
+    operations, again = _operations(events)
+    passes, g = Passes(stages), torch.zeros_like(x)
+    for m, part in enumerate(zip(*(whole.split(list(sizes)) for whole in batch), strict=True)):
+        passes.enter(m, *part, total=len(batch[1]))
     for what, s, m in operations:
+        w = x[stages[s].params]
         if what == "F":
-            a = inputs.pop((s, m))
-            kept[s, m] = run(s, m, a)
-            inputs[s + 1, m] = kept[s, m][2].detach()
-            if (s, m) in again:
-                kept[s, m] = a
+            passes.forward(s, m, w, drop=(s, m) in again)
         elif what == "R":
-            kept[s, m] = run(s, m, kept[s, m])
+            passes.again(s, m, w)
         else:
-            w, a, out = kept.pop((s, m))
-            dw, *da = torch.autograd.grad(out, (w, a)[: 1 + (s > 0)], back.pop((s, m), None))
-            g[stages[s].params] += dw
-            if s:
-                back[s - 1, m] = da[0]
+            g[stages[s].params] += passes.backward(s, m)
     return g

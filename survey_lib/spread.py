@@ -7,6 +7,8 @@ from functools import partial
 import numpy as np
 from scipy.special import ndtri
 
+from survey_lib.errors import UsageError
+
 Draw = Callable[[np.ndarray], np.ndarray]  # uniform numbers -> positive factors
 
 
@@ -53,3 +55,14 @@ def _pareto(u, a):
 
 def _one_slow(u, share, factor):
     return np.where(u < share, 1 / factor, 1.0)
+
+
+def shuffled(*factors: float) -> Draw:
+    """These factors, one for each device, in an order that the seed draws."""
+    return partial(_shuffled, factors=factors)
+
+
+def _shuffled(u, factors):
+    if len(u) != len(factors):
+        raise UsageError(f"{len(factors)} factors for {len(u)} devices; give one for each")
+    return np.array(factors, float)[np.argsort(np.argsort(u))]

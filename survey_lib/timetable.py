@@ -5,27 +5,37 @@ import pandas as pd
 from survey_lib.errors import UsageError
 
 
-def replay(world, events) -> None:
-    """Charge a timetable of pipeline.Event, whose times count from now; the clock moves to its
-    end. The first part of a message is latency."""
-    span = max((e.end for e in events), default=0.0)
+def replay(world, events, begin: float = 0.0, end: float | None = None) -> None:
+    """Charge what of a timetable of pipeline.Event lies between begin and end (default: its last
+    end), in s from its beginning; the clock moves by as much. The first part of a message is
+    latency; it counts when it is through."""
+    end = max((e.end for e in events), default=0.0) if end is None else end
     active = {i: [] for e in events for i in (e.device, e.to) if i is not None}
     for e in events:
-        start = e.start
+        if e.end <= begin or e.start >= end:
+            continue
+        start, through = e.start, e.end <= end
         if e.what == "send":
-            start = min(e.end, e.start + max(world.latency[[e.device, e.to]]))
-            world.up[e.device] += e.nbytes
-            world.down[e.to] += e.nbytes
-            world.messages += 1
-            world.radio[[e.device, e.to]] += e.end - start
-            active[e.to].append((start, e.end))
+            late = max(world.latency[e.device], world.latency[e.to])
+            start = min(e.end, start + e.tries * late)
+        span = max(start, begin), min(e.end, end)
+        seconds = max(0.0, span[1] - span[0])
+        if e.what == "send":
+            world.radio[[e.device, e.to]] += seconds
+            active[e.to].append(span)
+            if through:
+                world.up[e.device] += e.nbytes
+                world.down[e.to] += e.nbytes
+                world.messages += e.tries
+                world.lost += e.nbytes * (e.tries - 1) / e.tries
         else:
-            world.busy[e.device] += e.end - e.start
-        active[e.device].append((start, e.end))
-        world.note([e.device], [world.clock + e.start], [e.end - e.start], e.what)
+            world.busy[e.device] += seconds
+        active[e.device].append(span)
+        if through:
+            world.note([e.device], [world.clock + e.start - begin], [e.end - e.start], e.what)
     for i, spans in active.items():
-        world.wait[i] += span - _covered(spans)
-    world.clock += span
+        world.wait[i] += end - begin - _covered(spans)
+    world.clock += end - begin
     world.ready[:] = world.clock
 
 

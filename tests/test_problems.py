@@ -33,6 +33,7 @@ from survey_lib.problems import (
     Styles,
     clusters,
     kinds,
+    redealt,
 )
 from survey_lib.training import InFlight, Task, batch_gradients, gradients, local_sgd, train
 from survey_lib.views import renamed, rotated
@@ -637,3 +638,35 @@ def test_super_classes_of_fashion_mnist():
     for k, fine in enumerate(((0, 2, 4, 6), (5, 7, 9), (1, 3, 8))):
         assert set(np.unique(task.style[task.y == k])) == set(fine)
         assert (torch.isin(digits.y_test, torch.tensor(fine)) == (task.y_test == k)).all()
+
+
+# ---- other data for a task -----------------------------------------------------------------------
+
+
+def test_redealt():
+    """Other holders, other samples; test data, network and the task itself stay as they were."""
+    task = Task(n=3, samples=60, network=mlp(4), seed=1)
+    order, same = task.order.copy(), redealt(task, [task.rows(i) for i in range(3)])
+    assert all((same.rows(i) == task.rows(i)).all() for i in range(3))
+    assert torch.equal(same.p, task.p) and torch.equal(same.init(), task.init())
+    x = torch.cat([task.x, torch.ones_like(task.x[:2])])
+    y = torch.cat([task.y, torch.tensor([3, 4])])
+    parts = [np.array([0, 1, 2]), np.array([len(y) - 1]), np.array([5, len(y) - 2])]
+    new = redealt(task, parts, x, y)
+    assert list(new.sizes) == [3, 1, 2] and new.p.tolist() == pytest.approx([1 / 2, 1 / 6, 1 / 3])
+    assert all((new.rows(i) == parts[i]).all() for i in range(3))
+    assert torch.equal(new.y[new.rows(1)], torch.tensor([4])) and new.x_test is task.x_test
+    assert (task.order == order).all() and len(task.x) == len(x) - 2
+    G = batch_gradients(new, [1], new.init(), seed=0)[0].double()
+    close(G, autograd(new, new.init(), parts[1]).double(), 1e-6)
+
+
+def test_redealt_networks_of_unlike_devices():
+    task = Mixed(n=4, samples=80, networks=(logistic(), mlp(5)), seed=1)
+    parts = [np.arange(i, i + 3) for i in range(4)]
+    new = redealt(task, parts)
+    for some, part in kinds(new, np.arange(4)):
+        assert all((part.rows(i) == parts[i]).all() for i in some)
+    for some, part in kinds(task, np.arange(4)):
+        assert all((part.rows(i) == task.rows(i)).all() for i in some)
+    assert (new.evaluate(new.start)[0] == task.evaluate(task.start)[0]).all()  # tests are theirs

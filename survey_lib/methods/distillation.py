@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from survey_lib.methods.codistillation import starts, trained
 from survey_lib.models import Build, mlp
 from survey_lib.training import Task, cross_entropy, local_sgd, train
 
@@ -78,15 +79,16 @@ def federated_distillation_fd(task, world, *, K, B, eta, gamma=1.0, seed=0):
     """FD: devices exchange mean outputs per class.
     Jeong et al., NeurIPS workshop MLPCD 2018, Algorithm 1.
 
-    Y (n, d), one model per device. While training K steps, device i averages its softmax outputs
-    over its samples of true class l: F_il (the paper's "logit" is the softmax output).
+    Y (n, d), one model per device, of any networks (problems.Mixed). While training K steps, device
+    i averages its softmax outputs over its samples of true class l: F_il (the paper's "logit" is
+    the softmax output).
     Up: F_i and a bit per class it has, 4 C^2 + ceil(C / 8) B; down: for each class the mean over
     the other devices that have it, as many bytes.
     Local loss: CE(p, y) + gamma CE(p, Fhat_y), the second term only for classes with a target.
     gamma = 0 is local training.
     """
     C = task.classes
-    Y = task.init().repeat(task.n, 1)  # (n, d)
+    Y = starts(task)  # (n, d)
     target, known = (
         torch.zeros(task.n, C, C, dtype=Y.dtype),
         torch.zeros(task.n, C, dtype=torch.bool),
@@ -101,8 +103,7 @@ def federated_distillation_fd(task, world, *, K, B, eta, gamma=1.0, seed=0):
         loss = partial(
             regularised, target=target[on], known=known[on], gamma=gamma, total=total, count=count
         )
-        Y = Y.clone()
-        Y[on] = local_sgd(task, world, on, Y[on], K=K, B=B, eta=eta, loss=loss, seed=(seed, r))
+        Y = trained(task, world, on, Y, loss, K=K, B=B, eta=eta, seed=(seed, r))
         mean = total / count.clamp(min=1)[..., None]  # (k, C, C)
         up = world.gather(on, (mean, bits(count > 0)))
         others, has = leave_one_out(mean[up], count[up] > 0)
@@ -138,11 +139,10 @@ def bits(flags: Tensor) -> Tensor:
 
 
 def local_only(task, world, *, K, B, eta, seed=0):
-    """Every device trains alone on its own data, nothing is sent: Y (n, d)."""
-    Y = task.init().repeat(task.n, 1)
+    """Every device trains alone on its own data, nothing is sent: Y (n, d), of any networks."""
+    Y = starts(task)
     for r in itertools.count():
         yield Y
         on = world.online()
-        Y = Y.clone()
-        Y[on] = local_sgd(task, world, on, Y[on], K=K, B=B, eta=eta, seed=(seed, r))
+        Y = trained(task, world, on, Y, cross_entropy, K=K, B=B, eta=eta, seed=(seed, r))
         world.barrier(on)

@@ -5,6 +5,7 @@ import html
 import io
 import sys
 from pathlib import Path
+from textwrap import fill
 
 import numpy as np
 import pandas as pd
@@ -211,7 +212,7 @@ def bars(
             said.append(f"{where}{f', {h}' if hue else ''}: {plus_minus(mean, half)}")
     if ref is not None:
         ax.axhline(ref, color="#555555", lw=1, ls=(0, (2, 2)), label=f"reference {ref:g}")
-    ax.set_xticks(range(len(xs)), [str(where) for where in xs])
+    ax.set_xticks(range(len(xs)), [fill(str(where), max(9, 80 // len(xs))) for where in xs])
     ax.set(xlabel="" if x == "label" else x, ylabel=ylabel or AXIS.get(y, y))
     ax.set(yscale="log" if logy else "linear")
     ax.grid(axis="x", visible=False)

@@ -1,7 +1,6 @@
 """Stages, schedules, timetables and gradients, against formulas, drawn grids, serial autograd."""
 
 import itertools
-import os
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -513,48 +512,3 @@ def test_dropout_breaks_both_equalities():
     close(gradient(1), want)
     assert (gradient(3) - want).abs().max() > 1e-3
     assert (gradient(1, rematerialise=True) - want).abs().max() > 1e-3
-
-
-# ---- against PyTorch's own pipelines, two processes
-
-HIDDEN, CUT, M = (24, 20, 16), 2, 4
-
-
-def worker(rank, folder):
-    """One stage in a process of its own: the gradients of both PyTorch schedules, to a file."""
-    os.environ["GLOO_SOCKET_IFNAME"] = "lo"
-    import torch.distributed as dist
-    from torch.distributed.pipelining import PipelineStage, Schedule1F1B, ScheduleGPipe
-
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2)
-    net = network(*HIDDEN)
-    x, (images, labels) = net.init(0, dtype=torch.float64), some_batch(16)
-    stage, out = split(net, (CUT,), torch.float64)[rank], {}
-    modules = (
-        net.layers[stage.layers.start].modules.start,
-        net.layers[stage.layers.stop - 1].modules.stop,
-    )
-    for kind in (ScheduleGPipe, Schedule1F1B):
-        module = net.build(net.shape, net.classes)[slice(*modules)].double()
-        nn.utils.vector_to_parameters(x[stage.params].clone(), module.parameters())
-        there = PipelineStage(module, rank, 2, torch.device("cpu"))
-        schedule = kind(there, M, loss_fn=F.cross_entropy)
-        schedule.step(images) if rank == 0 else schedule.step(target=labels)
-        out[kind.__name__] = torch.cat([p.grad.flatten() for p in module.parameters()])
-    torch.save(out, f"{folder}/gradient{rank}")
-    dist.destroy_process_group()
-
-
-@pytest.mark.slow
-def test_two_processes_with_pytorch_pipelines(tmp_path):
-    torch.multiprocessing.spawn(worker, (str(tmp_path),), nprocs=2)
-    parts = [torch.load(tmp_path / f"gradient{rank}") for rank in range(2)]
-    net = network(*HIDDEN)
-    x, batch = net.init(0, dtype=torch.float64), some_batch(16)
-    stages, sizes = split(net, (CUT,), torch.float64), micro_batches(16, M)
-    for name, schedule in {"ScheduleGPipe": fill_drain, "Schedule1F1B": one_f_one_b}.items():
-        theirs = torch.cat([part[name] for part in parts])
-        close(theirs, serial(net, x, batch), atol=1e-14)
-        ours = play(stages, x, batch, sizes, plan(World(2), stages, schedule, sizes))
-        close(theirs, ours, atol=1e-14)

@@ -3,11 +3,13 @@
 import itertools
 from collections.abc import Iterable
 
+import numpy as np
 import pandas as pd
 
 from survey_lib.cutting import chain, equal_counts, place, slowest
 from survey_lib.pipeline import balanced, endless, one_f_one_b, split
 from survey_lib.spread import shuffled
+from survey_lib.streams import stream
 from survey_lib.world import World
 
 
@@ -29,8 +31,8 @@ def period(world, stages, B: int, devices=None, rounds: int = 40) -> float:
 
 def cut_study(networks: dict, links: Iterable, speeds, B: int = 32) -> pd.DataFrame:
     """Seconds a mini-batch of the full pipeline, simulated, by network, link, order of the devices
-    (a seed) and how it was cut: equal numbers of layers, equal FLOPs, dynamic programming in the
-    order of the devices and in the best order; `planned` by the slowest stage or message."""
+    (a seed) and how it was cut: at random, equal numbers of layers, equal FLOPs, dynamic programming
+    in the order of the devices and in the best order; `planned` by the slowest stage or message."""
     rows = []
     for (name, network), link, seed in itertools.product(networks.items(), links, range(3)):
 
@@ -38,9 +40,12 @@ def cut_study(networks: dict, links: Iterable, speeds, B: int = 32) -> pd.DataFr
             return World(len(speeds), link=link, spread=shuffled(*speeds), seed=seed)
 
         layers, everybody = chain(network, B), range(len(speeds))
+        K, L = len(speeds), len(layers)
+        drawn = 1 + np.sort(stream("random cuts", seed, L).choice(L - 1, K - 1, replace=False))
         plans = {
-            "equal layers": (equal_counts(len(layers), len(speeds)), everybody),
-            "equal FLOPs": (balanced(network, len(speeds)), everybody),
+            "random": (tuple(drawn.tolist()), everybody),
+            "equal layers": (equal_counts(L, K), everybody),
+            "equal FLOPs": (balanced(network, K), everybody),
             "DP": place(layers, world(), everybody)[1:],
             "DP, best order": place(layers, world(), everybody, any_order=True)[1:],
         }

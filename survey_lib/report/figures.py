@@ -213,7 +213,10 @@ def bars(
             said.append(f"{where}{f', {h}' if hue else ''}: {plus_minus(mean, half)}")
     if ref is not None:
         ax.axhline(ref, color="#555555", lw=1, ls=(0, (2, 2)), label=f"reference {ref:g}")
-    ax.set_xticks(range(len(xs)), [fill(str(where), max(9, 80 // len(xs))) for where in xs])
+    ax.set_xticks(
+        range(len(xs)),
+        [fill(str(where), max(9, 80 // len(xs)), break_long_words=False) for where in xs],
+    )
     ax.set(xlabel="" if x == "label" else x, ylabel=ylabel or AXIS.get(y, y))
     ax.set(yscale="log" if logy else "linear")
     ax.grid(axis="x", visible=False)

@@ -31,8 +31,9 @@ def period(world, stages, B: int, devices=None, rounds: int = 40) -> float:
 
 def cut_study(networks: dict, links: Iterable, speeds, B: int = 32) -> pd.DataFrame:
     """Seconds a mini-batch of the full pipeline, simulated, by network, link, order of the devices
-    (a seed) and how it was cut: at random, equal numbers of layers, equal FLOPs, dynamic programming
-    in the order of the devices and in the best order; `planned` by the slowest stage or message."""
+    (a seed) and how it was cut: at random, equal numbers of layers, equal FLOPs, dynamic
+    programming in the order of the devices and in the best order; `planned` by the slowest stage or
+    message."""
     rows = []
     for (name, network), link, seed in itertools.product(networks.items(), links, range(3)):
 

@@ -13,6 +13,8 @@ from PIL import Image
 from survey_lib import report
 from survey_lib.errors import UsageError
 from survey_lib.evidence.verdict import VERDICTS as JUDGED
+from survey_lib.report import figures
+from survey_lib.report import matrix as pictures
 from survey_lib.report.figures import _forest
 from survey_lib.report.text import NO_EVIDENCE, VERDICTS, effect_text, interval, plus_minus
 from survey_lib.tables import TABLES
@@ -327,3 +329,67 @@ def test_a_tiny_factor_is_said_and_does_not_stretch_the_axis():
     _forest(ax, lines, "x")
     assert 1e-4 < ax.get_xlim()[0] < 1e-3 and len(ax.get_xticks()) >= 3
     assert "x1.0e-14" in ax.texts[0].get_text() and "x0.50" in ax.texts[1].get_text()
+
+
+# ---- tables of numbers as pictures
+
+
+def cells(**more):
+    """Gains -2, 0, 4 of one row and 1, 3, -1 of another, two seeds each."""
+    gains = {"a": (-2, 1), "b": (0, 3), "c": (4, -1)}
+    return pd.DataFrame(
+        dict(row=row, way=way, seed=seed, gain=pair[k] + 0.1 * (seed - 0.5)) | more
+        for way, pair in gains.items()
+        for k, row in enumerate(("x", "y"))
+        for seed in (0, 1)
+    )
+
+
+def drawn(monkeypatch, frame, **how):
+    """(2, 3, 4): the colours of the cells, the texts and the sentence of a matrix."""
+    seen = {}
+    monkeypatch.setattr(pictures, "show", lambda fig, name, alt, *_: seen.update(fig=fig, alt=alt))
+    pictures.matrix(frame, rows="row", columns="way", value="gain", name="m", caption="c", **how)
+    ax = seen["fig"].axes[0]
+    image = ax.images[0]
+    colours = image.cmap(image.norm(image.get_array()))
+    return colours, [t.get_text() for t in ax.texts], seen["alt"]
+
+
+def test_a_matrix_frames_the_best_of_each_row(monkeypatch):
+    colours, texts, alt = drawn(monkeypatch, cells())
+    assert alt == "Best of each row: x: c 4; y: b 3."
+    assert texts[2].startswith("4 ±") and len(texts) == 6
+    blue = colours[0, 2]
+    assert (colours[1, 1] == blue).all() and blue[2] > blue[0]
+    assert alt != drawn(monkeypatch, cells(), largest=False)[2]
+    assert "x: b 0" in drawn(monkeypatch, cells(), aside=("c",))[2]
+
+
+def test_a_signed_matrix_shows_on_which_side_of_zero_a_cell_is(monkeypatch):
+    colours, *_ = drawn(monkeypatch, cells(), signed=True)
+    red, blue = colours[..., 0], colours[..., 2]
+    good = np.array([[-2, 0, 4], [1, 3, -1]])
+    assert (blue[good > 0] > red[good > 0]).all() and (blue[good < 0] < red[good < 0]).all()
+    assert np.allclose(colours[0, 1], 1, atol=0.01), "white at 0"
+    other, *_ = drawn(monkeypatch, cells(), signed=True, largest=False)
+    assert (other[0, 2, 0] > other[0, 2, 2]) and (other[0, 0, 2] > other[0, 0, 0])
+
+
+def test_a_matrix_counts_what_is_missing_and_refuses_what_is_there_twice(monkeypatch):
+    frame = cells()
+    frame.loc[0, "gain"] = np.inf
+    assert drawn(monkeypatch, frame)[1][0] == "1 of 2"
+    with pytest.raises(UsageError, match="a seed twice"):
+        drawn(monkeypatch, pd.concat([cells(), cells()]))
+
+
+def test_intervals_of_shares_end_where_shares_do(monkeypatch):
+    seen = {}
+    monkeypatch.setattr(figures, "show", lambda fig, *_: seen.update(fig=fig))
+    frame = pd.DataFrame(dict(label="a", accuracy=[0.5, 0.9], loss=[0.5, 0.9]))
+    for y, beyond in (("accuracy", False), ("loss", True)):
+        figures.bars(frame, x="label", y=y, name="b", caption="c")
+        (line,) = seen["fig"].axes[0].collections
+        ends = line.get_segments()[0][:, 1]
+        assert (ends[0] < 0 and ends[1] > 1) if beyond else (ends.min() >= 0 and ends.max() <= 1)

@@ -51,6 +51,7 @@ AXIS = {
     "worst": "accuracy (worst node)",
     "averaged": "accuracy (averaged model)",
 }
+SHARES = ("accuracy", "worst", "averaged", "share right")  # from 0 to 1
 TINY = 1e-3  # a factor below is drawn at the edge of the figure, with an arrow
 BEHIND = {"facecolor": "white", "alpha": 0.8, "lw": 0, "pad": 0.8}
 DOING = {  # what: (colour, hatch, bottom, height); sending and receiving may overlap computing
@@ -114,7 +115,7 @@ def curves(
         look |= {"marker": MARKERS[i % len(MARKERS)], "ls": DASHES[i % len(DASHES)]}
         if len(grid):
             band = [mean - half, mean + half]
-            if y in ("accuracy", "worst", "averaged"):
+            if y in SHARES:
                 band = np.clip(band, 0, 1)
             ax.fill_between(grid, *band, color=look["color"], alpha=0.18, lw=0)
         ax.plot(grid, mean if len(grid) else [], lw=1.8, ms=5, markevery=every, label=label, **look)
@@ -209,7 +210,10 @@ def bars(
             ax.plot(dots, values, ls="", marker=".", ms=7, color=colour, alpha=0.5, mew=0)
             label = h if h not in ax.get_legend_handles_labels()[1] else "_"
             mark = {"marker": marker, "ms": 6, "ls": "", "capsize": 3, "color": colour}
-            ax.errorbar(at + 0.08 * gap, mean, 0 if np.isnan(half) else half, label=label, **mark)
+            reach = np.full((2, 1), 0 if np.isnan(half) else half)
+            if y in SHARES:  # as far as a share can be
+                reach = np.minimum(reach, [[mean], [1 - mean]])
+            ax.errorbar(at + 0.08 * gap, mean, reach, label=label, **mark)
             said.append(f"{where}{f', {h}' if hue else ''}: {plus_minus(mean, half)}")
     if ref is not None:
         ax.axhline(ref, color="#555555", lw=1, ls=(0, (2, 2)), label=f"reference {ref:g}")

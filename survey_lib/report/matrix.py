@@ -12,25 +12,28 @@ from survey_lib.report.figures import show, styled
 from survey_lib.report.text import interval, number
 
 FADE = LinearSegmentedColormap.from_list("fade", ["#56B4E9", "#FFFFFF", "#FBE3CC", "#DE8F05"])
+SIGNS = LinearSegmentedColormap.from_list("signs", ["#56B4E9", "#FFFFFF", "#DE8F05"])
 
 
 @styled
 def matrix(
     frame, *, rows, columns, value, name, caption, out=None, largest=True, scale=1.0, span=None,
-    aside=()
+    aside=(), signed=False
 ) -> HTML:  # fmt: skip
     """A cell for each of `rows` (one or two columns of the frame, the outer first) and `columns`:
     mean over seeds and half-width of its 95 % interval, in units of 1 / scale. The colour says how
     far the mean is behind the best of its row, white at half of `span` (default: the median); the
     best is framed. A cell some of whose seeds have no finite value shows how many have, and takes
-    the colour of the last. aside: columns that stand beside and cannot be the best."""
+    the colour of the last. aside: columns that stand beside and cannot be the best. signed: the
+    colour says how far the mean is from 0 instead, blue on the good side, whole at `span` (default:
+    the largest)."""
     rows = [rows] if isinstance(rows, str) else list(rows)
     if frame.duplicated([*rows, columns, "seed"]).any():
         raise UsageError(f"a cell of {', '.join(rows)} and {columns} has a seed twice")
     columns_, sign = list(dict.fromkeys(frame[columns])), 1 if largest else -1
     keys = list(dict.fromkeys(frame[rows].itertuples(index=False, name=None)))
     cells = {
-        key: found[value].to_numpy(dtype=float) * scale
+        key: (found[value].to_numpy(dtype=float) * scale).round(9)  # no -1e-17
         for key, found in frame.groupby([*rows, columns], sort=False)
     }
     mean, rivals = np.full((len(keys), len(columns_)), np.nan), ~np.isin(columns_, list(aside))
@@ -56,8 +59,12 @@ def matrix(
     top = np.where(np.isfinite(mean) & rivals, sign * mean, -np.inf).max(1, keepdims=True)
     lost = np.where(np.isfinite(top), top - sign * mean, np.nan).clip(min=0)
     some = lost[lost > 0]
-    span = span or (2 * float(np.median(some)) if len(some) else 1.0)
-    ax.imshow(np.nan_to_num(lost / span, nan=1.0), cmap=FADE, vmin=0, vmax=1, aspect="auto")
+    if signed:
+        shade = 0.5 - sign * mean / (2 * (span or np.nanmax(np.abs(mean)) or 1.0))
+    else:
+        shade = lost / (span or (2 * float(np.median(some)) if len(some) else 1.0))
+    shade, cmap = np.nan_to_num(shade, nan=1.0), SIGNS if signed else FADE
+    ax.imshow(shade, cmap=cmap, vmin=0, vmax=1, aspect="auto")
     ax.set_xticks(range(len(columns_)), [str(c) for c in columns_], rotation=20, ha="right")
     ax.set_yticks(range(len(keys)), _names(keys), fontsize=7.5)
     ax.grid(False)

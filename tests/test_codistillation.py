@@ -22,7 +22,7 @@ from survey_lib.methods.distillation import distil, local_only
 from survey_lib.methods.server_sync import fedavg
 from survey_lib.models import cnn, mlp
 from survey_lib.partition import dirichlet
-from survey_lib.problems import Mixed, kinds
+from survey_lib.tasks import Mixed, kinds
 from survey_lib.training import Task, train
 from survey_lib.world import World
 

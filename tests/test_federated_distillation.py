@@ -24,8 +24,8 @@ from survey_lib.methods.personal_models import public_rows
 from survey_lib.methods.server_sync import fedavg
 from survey_lib.models import cnn, mlp
 from survey_lib.partition import dirichlet
-from survey_lib.problems import Mixed, redealt
 from survey_lib.soft_labels import decode, number, points, quantise
+from survey_lib.tasks import Mixed, redealt
 from survey_lib.training import Task, train
 from survey_lib.world import World
 

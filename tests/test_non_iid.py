@@ -35,7 +35,7 @@ from survey_lib.methods.non_iid import (
 from survey_lib.methods.server_sync import fedavg, fedsgd, mean, partial_work, sample
 from survey_lib.models import mlp
 from survey_lib.partition import blocks, dirichlet, given, iid, mixed, quantity, shards, tied
-from survey_lib.problems import ExcessLoss
+from survey_lib.tasks import ExcessLoss
 from survey_lib.training import (
     Task,
     batch_gradients,

@@ -39,7 +39,7 @@ from survey_lib.methods.personal_models import (
 from survey_lib.methods.server_sync import fedavg
 from survey_lib.models import logistic, mlp
 from survey_lib.partition import dirichlet
-from survey_lib.problems import Mixed, OnDevices, RidgeSoftmax
+from survey_lib.tasks import Mixed, OnDevices, RidgeSoftmax
 from survey_lib.training import gradients_on, schedule
 from survey_lib.world import World, loguniform
 

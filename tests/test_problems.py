@@ -16,17 +16,19 @@ from survey_lib.models import logistic, mlp
 from survey_lib.partition import dirichlet, everything, iid, label_counts, shards, tied
 from survey_lib.problems import (
     ClusteredMeans,
-    ExcessLoss,
-    Instalments,
     LinearAgents,
     LinearSystem,
     LogisticPool,
+    OneFeature,
+    Quadratics,
+)
+from survey_lib.tasks import (
+    ExcessLoss,
+    Instalments,
     LowerHalf,
     Mixed,
     OnDevices,
-    OneFeature,
     OnTraining,
-    Quadratics,
     Recall,
     RidgeSoftmax,
     Stationarity,

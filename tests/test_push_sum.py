@@ -26,7 +26,7 @@ from survey_lib.methods.push_sum import online_push_sum, osgp, sgp, subgradient_
 from survey_lib.models import logistic, mlp
 from survey_lib.partition import dirichlet, drawn, shards
 from survey_lib.presets import Device, Link
-from survey_lib.problems import LowerHalf, RidgeSoftmax
+from survey_lib.tasks import LowerHalf, RidgeSoftmax
 from survey_lib.topology import (
     by_receiver,
     complete,

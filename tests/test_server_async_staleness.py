@@ -24,7 +24,7 @@ from survey_lib.methods.server_sync import fedavg
 from survey_lib.models import mlp
 from survey_lib.partition import dirichlet, iid, quantity
 from survey_lib.presets import Device, Link
-from survey_lib.problems import Instalments
+from survey_lib.tasks import Instalments
 from survey_lib.training import Task, train, work
 from survey_lib.world import World, exponential, loguniform
 

@@ -23,7 +23,6 @@ from survey_lib.partition import (
     shuffled,
     tied,
 )
-from survey_lib.problems import OnDevices, Styles
 from survey_lib.skew import (
     amplitude,
     auc,
@@ -45,6 +44,7 @@ from survey_lib.skew import (
     train_test_shift,
 )
 from survey_lib.streams import stream
+from survey_lib.tasks import OnDevices, Styles
 from survey_lib.views import renamed, rotated
 from survey_lib.world import World
 

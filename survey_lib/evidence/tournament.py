@@ -13,8 +13,8 @@ from survey_lib.evidence.run import Case, final, reach
 from survey_lib.methods import non_iid, server_sync, sharing
 from survey_lib.models import mlp
 from survey_lib.partition import dirichlet, iid, label_skew, quantity, shards, tied, trimmed
-from survey_lib.problems import OnDevices, Styles
 from survey_lib.skew import dependence, gini
+from survey_lib.tasks import OnDevices, Styles
 from survey_lib.training import Task, train
 from survey_lib.views import noisy, renamed, rotated
 

@@ -16,8 +16,8 @@ from torch.nn import functional as F
 from survey_lib.backprop import forward
 from survey_lib.errors import UsageError
 from survey_lib.models import Build, Network
-from survey_lib.problems import kinds, redealt
 from survey_lib.streams import stream
+from survey_lib.tasks import kinds, redealt
 from survey_lib.topology import complete
 from survey_lib.training import _unstack, cross_entropy, gradients_on, local_sgd, schedule, work
 

@@ -22,9 +22,9 @@ from survey_lib.methods.codistillation import (
 from survey_lib.methods.distillation import bits, federated_distillation_fd, regularised
 from survey_lib.methods.personal_models import public_rows
 from survey_lib.partition import Partition, fill
-from survey_lib.problems import kinds, redealt
 from survey_lib.soft_labels import encode, number, points, quantise
 from survey_lib.streams import stream
+from survey_lib.tasks import kinds, redealt
 from survey_lib.training import cross_entropy, gradients_on, schedule, train, work
 
 # ---- augmentation --------------------------------------------------------------------------------

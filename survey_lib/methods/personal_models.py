@@ -10,8 +10,8 @@ from torch.nn import functional as F
 
 from survey_lib.errors import UsageError
 from survey_lib.methods.server_sync import fedavg
-from survey_lib.problems import kinds
 from survey_lib.streams import stream
+from survey_lib.tasks import kinds
 from survey_lib.training import cross_entropy, gradients_on, local_sgd, schedule, work
 
 

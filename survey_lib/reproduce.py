@@ -265,7 +265,7 @@ def _under_way(out):
 
 def clean(notebook, keep_counts=False):
     """Without what differs from run to run: dates, host seconds, execution counts, addresses of
-    objects, what papermill injected."""
+    objects, warnings (they name paths), what papermill injected."""
     notebook.metadata.pop("papermill", None)
     notebook.metadata.pop("widgets", None)
     notebook.metadata["language_info"] = {"name": "python"}
@@ -282,6 +282,8 @@ def clean(notebook, keep_counts=False):
             cell.metadata.pop(key, None)
         if cell.metadata.get("tags") == []:
             cell.metadata.pop("tags")
+        if "outputs" in cell:
+            cell.outputs = [o for o in cell.outputs if o.get("name") != "stderr"]
         for output in cell.get("outputs", []):
             if "text/plain" in output.get("data", {}):
                 output.data["text/plain"] = re.sub(" at 0x[0-9a-f]+", "", output.data["text/plain"])

@@ -54,14 +54,14 @@ def test_it_closes_with_every_claimed_method_of_its_tables(name):
 
 @each
 def test_it_carries_the_published_outputs_without_dates_or_counts(name):
-    text = nbformat.writes(BOOKS[name])
+    text = re.sub(r"base64,[\w+/=]+", "", nbformat.writes(BOOKS[name]))
     assert "papermill" not in BOOKS[name].metadata
     assert not re.search(r'"execution_count": \d', text)
     assert not re.search(r"/tmp/|/root/|/home/|20\d\d-\d\d-\d\dT", text)
     for cell in code(name)[2:]:
         wants = isinstance(ast.parse(cell.source).body[-1], ast.Expr)  # ends with something to show
         assert cell.outputs or not wants, cell.source
-        assert all(o.output_type != "error" for o in cell.outputs)
+        assert all(o.output_type not in ("error", "stream") for o in cell.outputs), cell.outputs
 
 
 @each

@@ -1,7 +1,7 @@
 import pandas as pd
 import pytest
 
-from survey_lib.evidence.steady import cut_study, period, steady
+from survey_lib.evidence.steady import cut_study, period, steady, until_near
 from survey_lib.models import Network, mlp
 from survey_lib.pipeline import split
 from survey_lib.presets import Device, Link
@@ -34,3 +34,11 @@ def test_a_study_of_cuts():
     assert (planned["DP, best order"] <= planned["DP"] * (1 + 1e-9)).all()
     assert (planned["random"] > planned["DP"]).any()
     assert (found["simulated"] >= 0.98 * found["planned"]).all()
+
+
+def test_until_near():
+    """Seed 0 is within 5 % of its 2.0 from round 2 on, seed 1 of its 1.0 from round 3 on."""
+    seconds = [5.0, 3.0, 2.1, 2.0, 4.0, 3.0, 2.0, 1.0]
+    runs = pd.DataFrame(dict(label="a", seed=[0] * 4 + [1] * 4, round=[0, 1, 2, 3] * 2))
+    runs["seconds"] = seconds
+    assert until_near(runs, "a") == 2.5 and until_near(runs, "a", share=1.0) == 1.5

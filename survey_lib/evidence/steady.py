@@ -21,6 +21,14 @@ def steady(history: pd.DataFrame, column: str = "clock") -> float:
     return float((later[column].iloc[-1] - later[column].iloc[0]) / span)
 
 
+def until_near(runs: pd.DataFrame, label: str, share: float = 0.05) -> float:
+    """The round from which a search is within `share` of the seconds that it ends with, the mean
+    over its seeds; runs: histories with the seconds of the best found so far."""
+    seeds = [h for _, h in runs[runs["label"] == label].groupby("seed")]
+    near = [h["round"][h["seconds"] <= (1 + share) * h["seconds"].iloc[-1]].min() for h in seeds]
+    return float(np.mean(near))
+
+
 def period(world, stages, B: int, devices=None, rounds: int = 40) -> float:
     """Seconds a mini-batch of an asynchronous pipeline that is full, from its timetable alone."""
     steps = endless(world, stages, B, schedule=one_f_one_b, devices=devices)

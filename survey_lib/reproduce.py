@@ -282,7 +282,7 @@ def clean(notebook, keep_counts=False):
             cell.metadata.pop(key, None)
         if cell.metadata.get("tags") == []:
             cell.metadata.pop("tags")
-        if "outputs" in cell:
+        if "outputs" in cell and not keep_counts:
             cell.outputs = [o for o in cell.outputs if o.get("name") != "stderr"]
         for output in cell.get("outputs", []):
             if "text/plain" in output.get("data", {}):

@@ -27,7 +27,7 @@ from survey_lib.evidence import cluster, cost, ledger
 from survey_lib.evidence.lab import SCALES, seed_list
 from survey_lib.evidence.store import explained, mend, read_sealed, versions, write_atomic
 from survey_lib.report import effects, summary, survey_table, write
-from survey_lib.tables import TABLES, claim
+from survey_lib.tables import TABLES, bibliography, claim, errata
 
 HERE = Path(__file__).parent.parent
 NOTEBOOKS, RESULTS = HERE / "notebooks", HERE / "results"
@@ -337,6 +337,8 @@ def assemble(out: Path, settings: Settings) -> pd.DataFrame:
         sets = ", ".join(sorted(set(frame[frame["table"] == number]["dataset"]))) or "none yet"
         caption = f"Table {number}. {table.title} Evidence at {settings.scale} scale; data: {sets}."
         write(survey_table(table, frame), out / "tables", f"table{number}", caption)
+    write(errata.frame(), out / "tables", "errata", errata.CAPTION)
+    write_atomic(out / "references.bib", bibliography())
     if len(frame):
         said = f"All evidence at {settings.scale} scale: effects with 95 % intervals over seeds."
         effects(_with_least(frame), name="evidence", out=out, caption=said)
@@ -409,7 +411,7 @@ def publish(out: Path) -> None:
             if file.name not in BENCHES:
                 file.unlink()
         shutil.copytree(out / name, RESULTS / name, dirs_exist_ok=True)
-    for name in ("evidence.csv", "manifest.json", "cost/cost.csv"):
+    for name in ("evidence.csv", "manifest.json", "cost/cost.csv", "references.bib"):
         write_atomic(RESULTS / Path(name).name, (out / name).read_bytes())
     for path in notebooks():
         write_atomic(path, (out / "notebooks" / path.name).read_bytes())

@@ -23,10 +23,9 @@ import torch
 from survey_lib.evidence.store import Store, source_hash, versions, write_atomic
 from survey_lib.tables import find
 
-COLUMNS = (
-    "notebook section rows methods runs cpu_minutes mib disk_mib other_minutes".split()
-    + ["calibration_s"]
-)
+COLUMNS = "notebook section rows methods runs cpu_minutes mib disk_mib other_minutes".split() + [
+    "calibration_s"
+]
 
 
 @contextmanager

@@ -255,7 +255,7 @@ def costs_markdown(costs: pd.DataFrame) -> str:
             f"{part['runs'].sum():.0f}",
             f"{cpu:.1f}",
             f"{cpu / 2 + other:.1f}",
-            f"{part['mib'].max():.0f}",
+            f"{part['mib'].max():.0f}" if part["runs"].sum() else "none",
             "not measured" if pd.isna(disk) else f"{disk:.1f}",
         ]
         lines.append(f"| {' | '.join([what, command, *figures])} |")

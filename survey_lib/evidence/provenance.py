@@ -1,4 +1,4 @@
-"""What the figures of a notebook come from: its commit, versions, seeds, data, machine, CPU time."""
+"""What the figures of a notebook come from: commit, versions, seeds, data, machine, CPU time."""
 
 import platform
 import re

@@ -1,5 +1,5 @@
-"""What archives, indexers and reviewers read, made from what there is once: CITATION.cff (how to cite
-this), the files in results/ (what is published) and results/cost.csv (what it costs).
+"""What archives, indexers and reviewers read, made from what there is once: CITATION.cff (how to
+cite this), the files in results/ (what is published) and results/cost.csv (what it costs).
 
 Everything here gives the same bytes for the same input; the date is that of CITATION.cff.
 """
@@ -244,7 +244,7 @@ def costs_markdown(costs: pd.DataFrame) -> str:
     costs = costs.reindex(columns=COLUMNS)  # one published before a column was there lacks it
     first = costs["rows"].astype(str).str.extract(r"^(\d+), ")[0]
     lines = [
-        "| what | command | runs | CPU min | min on two processes | MiB of a process | MiB on disk |",
+        "| what | command | runs | CPU min | min on two processes | MiB a process | MiB on disk |",
         "|---|---|---:|---:|---:|---:|---:|",
     ]
 

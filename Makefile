@@ -54,6 +54,10 @@ cost: $(STAMP)  ## minutes and memory of each table row: of build/ (or OUT=), el
 publish: $(STAMP)  ## make build/ (or OUT=) the published results and notebooks
 	@$(RUN) publish --out "$(or $(OUT),build)"
 
+.PHONY: records
+records: $(STAMP)  ## make anew what rests on CITATION.cff and results/: metadata, list of files, costs
+	@$(RUN) records
+
 .PHONY: test
 test: $(STAMP) lint unit  ## everything that .ci/run checks: style, unit tests, notebooks at quick scale
 	@$(BIN)/python -m pytest -q -m slow tests

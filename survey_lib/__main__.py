@@ -1,4 +1,4 @@
-"""`python -m survey_lib list | reproduce | verify | publish | cost | show METHOD`"""
+"""`python -m survey_lib list | reproduce | verify | publish | cost | records | show METHOD`"""
 
 import argparse
 import errno
@@ -32,6 +32,7 @@ def main(arguments: list[str] | None = None) -> int:
         ("cost", "minutes and memory of each section, as measured"),
     ):
         commands.add_parser(name, help=text).add_argument("--out", default="build")
+    commands.add_parser("records", help="make the citation metadata and the list of files anew")
     commands.add_parser("show", help="a method's claim, source and evidence").add_argument("method")
     given = vars(parser.parse_args(arguments))
     command = given.pop("command")
@@ -66,6 +67,13 @@ def _publish(out):
     from survey_lib.reproduce import publish
 
     publish(Path(out))
+
+
+def _records():
+    from survey_lib.reproduce import HERE, records
+
+    for path in records.refresh(HERE):
+        print(path.relative_to(HERE))
 
 
 def _cost(out):

@@ -23,11 +23,11 @@ from traitlets.config import Config
 
 from survey_lib import data
 from survey_lib.errors import UsageError
-from survey_lib.evidence import cluster, cost, ledger
+from survey_lib.evidence import cluster, cost, ledger, provenance
 from survey_lib.evidence.lab import SCALES, seed_list
 from survey_lib.evidence.store import explained, mend, read_sealed, versions, write_atomic
-from survey_lib.report import effects, summary, survey_table, write
-from survey_lib.tables import TABLES, claim
+from survey_lib.report import effects, records, summary, survey_table, write
+from survey_lib.tables import TABLES, bibliography, claim, errata
 
 HERE = Path(__file__).parent.parent
 NOTEBOOKS, RESULTS = HERE / "notebooks", HERE / "results"
@@ -265,7 +265,9 @@ def _under_way(out):
 
 def clean(notebook, keep_counts=False):
     """Without what differs from run to run: dates, host seconds, execution counts, addresses of
-    objects, warnings (they name paths), what papermill injected."""
+    objects, warnings (they name paths), what papermill injected, the CPU seconds in the footer
+    (`publish` puts those of the published cost.csv there)."""
+    provenance.stamped(notebook)
     notebook.metadata.pop("papermill", None)
     notebook.metadata.pop("widgets", None)
     notebook.metadata["language_info"] = {"name": "python"}
@@ -339,6 +341,8 @@ def assemble(out: Path, settings: Settings) -> pd.DataFrame:
         sets = ", ".join(sorted(set(frame[frame["table"] == number]["dataset"]))) or "none yet"
         caption = f"Table {number}. {table.title} Evidence at {settings.scale} scale; data: {sets}."
         write(survey_table(table, frame), out / "tables", f"table{number}", caption)
+    write(errata.frame(), out / "tables", "errata", errata.CAPTION)
+    write_atomic(out / "references.bib", bibliography())
     if len(frame):
         said = f"All evidence at {settings.scale} scale: effects with 95 % intervals over seeds."
         effects(_with_least(frame), name="evidence", out=out, caption=said)
@@ -392,7 +396,7 @@ def verify(out: Path, only: str = "") -> int:
 
 def publish(out: Path) -> None:
     """Make `out` the published results: ledger, tables, figures, manifest, the notebooks' outputs,
-    the README's table."""
+    the README's table, the records that are made from them."""
     if not (out / "manifest.json").exists():
         raise UsageError(f"{out} has no finished run; run `make reproduce` first")
     state = json.loads((out / "manifest.json").read_text())
@@ -411,19 +415,20 @@ def publish(out: Path) -> None:
             if file.name not in BENCHES:
                 file.unlink()
         shutil.copytree(out / name, RESULTS / name, dirs_exist_ok=True)
-    for name in ("evidence.csv", "manifest.json", "cost/cost.csv"):
+    for name in ("evidence.csv", "manifest.json", "cost/cost.csv", "references.bib"):
         write_atomic(RESULTS / Path(name).name, (out / name).read_bytes())
+    minutes = pd.read_csv(RESULTS / "cost.csv").groupby("notebook")["cpu_minutes"].sum()
     for path in notebooks():
-        write_atomic(path, (out / "notebooks" / path.name).read_bytes())
+        notebook = nbformat.read(out / "notebooks" / path.name, as_version=4)
+        provenance.stamped(notebook, f"{60 * minutes.get(path.stem, 0):.0f}")
+        write_atomic(path, nbformat.writes(notebook) + "\n")
     update_readme()
+    records.refresh(HERE)
 
 
 def update_readme(path: Path = HERE / "README.md") -> None:
     """Put the published evidence between the README's markers."""
-    begin, end = "<!-- evidence: begin -->", "<!-- evidence: end -->"
-    before, _, rest = path.read_text().partition(begin)
-    _, _, after = rest.partition(end)
-    write_atomic(path, f"{before}{begin}\n{evidence_markdown()}{end}{after}")
+    records.fill(path, "evidence", evidence_markdown())
 
 
 def evidence_markdown() -> str:

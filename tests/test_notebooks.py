@@ -1,12 +1,14 @@
 """The tracked notebooks: their form, and the published outputs that they carry."""
 
 import ast
+import json
 import re
 
 import nbformat
+import pandas as pd
 import pytest
 
-from survey_lib.evidence import ledger
+from survey_lib.evidence import ledger, provenance
 from survey_lib.reproduce import RESULTS, notebooks
 from survey_lib.tables import TABLES
 from survey_lib.tables.claims import CLAIMS
@@ -82,6 +84,25 @@ def test_its_verdicts_are_the_published_ones(name):
     text = "".join(shown(name))
     for line in lines.itertuples():
         assert re.search(rf"<b>{line.method}</b>:.{{0,200}}{line.verdict}", text), line.method
+
+
+@each
+def test_it_ends_with_what_its_figures_come_from(name):
+    pages = [o.get("data", {}).get("text/html", "") for o in code(name)[-1].outputs]
+    if not any(provenance.CPU in page for page in pages):
+        pytest.skip("published before notebooks had a footer")
+    (page,) = pages
+    cells = re.findall(r"<td[^>]*>([^<]*)</td>", page)
+    said = dict(zip(cells[::2], cells[1::2], strict=True))
+    state = json.loads((RESULTS / "manifest.json").read_text())
+    assert re.match(r"[0-9a-f]{12}|not under git", said["commit of the code"])
+    for library in ("python", "torch", "numpy"):
+        assert f"{library} {state['versions'][library]}" in said["versions"]
+    for data, digits in re.findall(r"(\w+) ([0-9a-f]{16})", said["data (SHA-256)"]):
+        assert state["data"][data].startswith(digits)
+    costs = pd.read_csv(RESULTS / "cost.csv")
+    seconds = 60 * costs[costs["notebook"] == name]["cpu_minutes"].sum()
+    assert said[provenance.CPU] == f"{seconds:.0f}"
 
 
 def test_the_readme_shows_the_published_ledger():

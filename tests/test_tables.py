@@ -4,12 +4,23 @@ import pickle
 import re
 import sys
 import types
+from pathlib import Path
 
 import pytest
 
+import survey_lib
 from survey_lib.errors import UsageError
-from survey_lib.tables import TABLES, claim, find, reference, references, table
-from survey_lib.tables.schema import Claim, Erratum, Row, Table, cells
+from survey_lib.tables import (
+    TABLES,
+    bibliography,
+    claim,
+    errata,
+    find,
+    reference,
+    references,
+    table,
+)
+from survey_lib.tables.schema import SURE, Claim, Erratum, Row, Table, cells
 
 # table: rows as printed, works named in the text only, methods of the printed rows, all methods
 COUNTS = {
@@ -132,10 +143,9 @@ def test_references_are_handed_out_as_copies():
     assert reference(41)["title"] != "changed"
 
 
-@every_table
-def test_errata_are_complete(t):
-    assert t.errata
-    for erratum in t.errata:
+def test_errata_are_complete_and_none_is_from_memory():
+    assert {number for number, _ in errata.errata()} == {None, *TABLES}
+    for _, erratum in errata.errata():
         for text in (erratum.place, erratum.stands, erratum.really, erratum.source):
             assert text.strip()
             assert not re.search("recall|pilot|not checked", text, re.IGNORECASE), text
@@ -143,10 +153,54 @@ def test_errata_are_complete(t):
 
 def test_works_that_errata_call_missing_are_in_the_bibliography():
     eprints = {entry.get("eprint") for entry in references().values()}
-    for t in TABLES.values():
-        for erratum in t.errata:
-            for number in re.findall(r"arXiv (\d{4}\.\d{5})", erratum.stands + erratum.really):
-                assert number in eprints, number
+    for _, erratum in errata.errata():
+        for number in re.findall(r"arXiv (\d{4}\.\d{5})", erratum.stands + erratum.really):
+            assert number in eprints, number
+
+
+def test_the_table_of_errata_has_each_once_with_what_it_says():
+    frame = errata.frame()
+    assert tuple(frame.columns) == errata.COLUMNS
+    assert len(frame) == len(frame.drop_duplicates()) == len(errata.errata())
+    assert len(frame) == sum(len(t.errata) for t in TABLES.values()) + len(errata.GENERAL)
+    assert set(frame["how sure"]) == set(SURE)
+    assert frame[frame["table"] == ""]["place"].tolist() == [e.place for e in errata.GENERAL]
+
+
+def test_every_numbered_work_that_an_erratum_names_is_one_of_the_surveys_126():
+    for _, erratum in errata.errata():
+        for text in (erratum.place, erratum.stands, erratum.really, erratum.source):
+            for part in re.findall(r"\[([\d,–-]+)\]", text):
+                assert all(1 <= int(n) <= 126 for n in re.findall(r"\d+", part)), text
+
+
+def test_every_line_of_the_ledger_and_every_claim_resolves_to_a_citable_work():
+    from survey_lib.evidence import ledger
+    from survey_lib.reproduce import RESULTS
+    from survey_lib.tables.claims import CLAIMS
+
+    lines = ledger.load(RESULTS / "evidence.csv")
+    cited = {*lines["ref"], *(stated.ref for stated in CLAIMS.values())}
+    cited |= {number for t in TABLES.values() for row in t.rows for number in row.refs}
+    for number in sorted(cited):
+        entry = reference(int(number))
+        assert {"doi", "eprint", "url"} & set(entry) or "no DOI" in entry["note"], number
+        if "doi" in entry:
+            assert re.fullmatch(r"10\.\d{4,9}/\S+", entry["doi"]), number
+
+
+def test_every_entry_has_an_author_a_title_and_a_year_and_balanced_braces():
+    for key, entry in references().items():
+        assert entry["author"] and entry["title"] and re.fullmatch(r"\d{4}", entry["year"]), key
+    for entry in re.split(r"\n(?=@)", bibliography())[1:]:
+        assert entry.count("{") == entry.count("}") and entry.rstrip().endswith("\n}"), entry
+
+
+def test_every_arxiv_number_in_the_library_is_in_the_bibliography():
+    known = bibliography()
+    for path in Path(survey_lib.__file__).parent.rglob("*.py"):
+        found = re.findall(r"(?i)arxiv[ :]+(\d{4}\.\d{4,5})", path.read_text())
+        assert all(number in known for number in found), (path.name, found)
 
 
 def test_find_gives_every_place_of_a_method():

@@ -23,7 +23,9 @@ import torch
 from survey_lib.evidence.store import Store, source_hash, versions, write_atomic
 from survey_lib.tables import find
 
-COLUMNS = "notebook section rows methods runs cpu_minutes mib other_minutes calibration_s".split()
+COLUMNS = "notebook section rows methods runs cpu_minutes mib disk_mib other_minutes".split() + [
+    "calibration_s"
+]
 
 
 @contextmanager
@@ -84,6 +86,13 @@ class Costs:
         frame = pd.DataFrame(lines, columns="key notebook seconds mib code".split())
         return frame.drop_duplicates("key", keep="last").set_index("key")
 
+    def spent(self, notebook: str) -> float:
+        """CPU seconds of all runs that the cells of a notebook have used so far, or when `make
+        reproduce` ran it last; runs that came from the store count with what they once took."""
+        keys = {k for entry in _lines(self.folder / f"{notebook}.jsonl") for k in entry["keys"]}
+        runs = self.runs()
+        return float(runs[runs.index.isin(keys)]["seconds"].sum())
+
     def stored(self) -> pd.DataFrame:
         """Those of `runs` that are in the store and whose code is as it was."""
         frame, store = self.runs(), Store(self.out / "runs")
@@ -128,8 +137,9 @@ class Costs:
 
     def table(self) -> pd.DataFrame:
         """A row per section that cost anything: a run that several sections use counts in the
-        first. mib: the largest of its runs. other_minutes: host time of its cells without runs."""
-        runs, seen, rows = self.runs(), set(), []
+        first. mib: the largest of its runs. disk_mib: of its runs in the store. other_minutes: host
+        time of its cells without runs."""
+        runs, seen, rows, store = self.runs(), set(), [], Store(self.out / "runs")
         for path in sorted(self.folder.glob("*.json")):
             for section, part in json.loads(path.read_text()).items():
                 own = runs.loc[
@@ -140,6 +150,7 @@ class Costs:
                     next((f"{t.number}, {r.number}" for t, r in find(m) if t.notebook == path.stem))
                     for m in part["methods"]
                 ]
+                files = [file for file in map(store.path, own.index) if file.exists()]
                 row = dict(
                     notebook=path.stem,
                     section=section,
@@ -148,6 +159,7 @@ class Costs:
                     runs=len(own),
                     cpu_minutes=own["seconds"].sum() / 60,
                     mib=own["mib"].max() if len(own) else 0,
+                    disk_mib=sum(file.stat().st_size for file in files) / 2**20,
                     other_minutes=part["seconds"] / 60,
                     calibration_s=self.calibration,
                 )

@@ -10,7 +10,8 @@ import pandas as pd
 
 from survey_lib.data import load
 from survey_lib.errors import UsageError
-from survey_lib.evidence import ledger
+from survey_lib.evidence import ledger, provenance
+from survey_lib.evidence.provenance import Finished
 from survey_lib.evidence.run import Case
 from survey_lib.evidence.store import write_atomic
 from survey_lib.evidence.sweep import sweep, tune
@@ -158,15 +159,17 @@ class Lab:
         """The ledger under OUT so far."""
         return ledger.read(self.out)
 
-    def finish(self, rooms: list[str]) -> str:
-        """The closing sentinel: raises unless every method of `rooms` has its line."""
+    def finish(self, rooms: list[str]) -> Finished:
+        """The closing sentinel, with the notebook's provenance below it: raises unless every method
+        of `rooms` has its line."""
         found = set(self.ledger()["method"])
         missing = [m for m in rooms if m not in found]
         if missing:
             raise UsageError(
                 f"{self.notebook}: no evidence for {', '.join(missing)}; run the cells above"
             )
-        return f"{self.notebook}: finished, {len(rooms)} methods with evidence"
+        sentence = f"{self.notebook}: finished, {len(rooms)} methods with evidence"
+        return Finished(sentence, provenance.rows(self))
 
 
 @cache

@@ -1,6 +1,7 @@
 """The survey's tables with the evidence beside each cell, as HTML, CSV, Markdown and LaTeX."""
 
 import html as web
+import math
 import re
 from collections import Counter
 from numbers import Number
@@ -18,6 +19,7 @@ from survey_lib.tables.claims import CLAIMS
 EVIDENCE = ["method", "measured effect", "baseline", "seeds", "verdict", "dataset"]
 LATEX = {c: f"\\{c}" for c in "&%$#_{}"} | {c: f"{{{c}}}" for c in "[]*"}  # "\\ [" is a length
 LATEX |= {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"}
+LATEX |= {c: f"{LATEX.get(c, c)}\\allowbreak{{}}" for c in "_/"}  # an id may be longer than a cell
 LATEX |= {"<": r"\textless{}", ">": r"\textgreater{}", "|": r"\textbar{}", "±": r"$\pm$"}
 
 
@@ -154,22 +156,38 @@ def _markdown(heads, lines, right, caption):
 
 
 def _latex(heads, lines, right, caption, stem):
+    """A longtable as wide as the line, its columns as wide as their words and texts need. Under
+    XeLaTeX or LuaLaTeX it takes any letters; Chinese ones show where the font has them."""
+
     def clean(text):
         return "".join(LATEX.get(c, c) for c in " ".join(text.split()))
 
     def row(texts):
         return " & ".join(map(clean, texts)) + r" \\"
 
-    wide = [max(map(len, column)) > 24 for column in zip(heads, *lines, strict=True)]
-    kinds = [
-        "r" if r else r"p{0.2\linewidth}" if w else "l" for r, w in zip(right, wide, strict=True)
-    ]
-    return (
-        f"\\begin{{table}}\n\\caption{{{clean(caption)}}}\\label{{tab:{stem}}}\n"
-        f"\\begin{{tabular}}{{{''.join(kinds)}}}\n\\toprule\n{row(heads)}\n\\midrule\n"
-        + "".join(f"{row(line)}\n" for line in lines)
-        + "\\bottomrule\n\\end{tabular}\n\\end{table}\n"
+    caption = re.sub(r"^Table \d+\. ", "", caption)  # LaTeX numbers tables itself
+    need = [_need(column) for column in zip(heads, *lines, strict=True)]
+    columns = "".join(
+        rf">{{\{'raggedleft' if r else 'raggedright'}\arraybackslash}}"
+        rf"p{{\dimexpr {n / sum(need):.4f}\linewidth-2\tabcolsep}}"
+        for r, n in zip(right, need, strict=True)
     )
+    head = f"\\toprule\n{row(heads)}\n\\midrule\n"
+    return (
+        "% needs \\usepackage{array,booktabs,longtable}; made for a page in landscape\n"
+        "{\\scriptsize\\setlength{\\tabcolsep}{2pt}\n"
+        f"\\begin{{longtable}}{{{columns}}}\n"
+        f"\\caption{{{clean(caption)}}}\\label{{tab:{stem}}}\\tabularnewline\n"
+        f"{head}\\endfirsthead\n{head}\\endhead\n\\bottomrule\n\\endfoot\n"
+        + "".join(f"{row(line)}\n" for line in lines)
+        + "\\end{longtable}}\n"
+    )
+
+
+def _need(column) -> float:
+    """The width that a column of texts needs: its longest word, or more for long texts."""
+    words = (len(w) for text in column for w in re.split(r"[\s_/-]+", text))
+    return max(3, max(words), 2.5 * math.sqrt(max(map(len, column))))
 
 
 def _lines_of(ledger, table, rows):

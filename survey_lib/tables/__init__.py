@@ -18,6 +18,7 @@ __all__ = [
     "Erratum",
     "Row",
     "Table",
+    "bibliography",
     "claim",
     "find",
     "reference",
@@ -75,15 +76,19 @@ def references() -> dict[str, dict[str, str]]:
     return {key: dict(fields) for key, fields in _entries().items()}
 
 
+def bibliography() -> str:
+    """The text of references.bib."""
+    return resources.files(__name__).joinpath("references.bib").read_text(encoding="utf-8")
+
+
 def _known(ids: Iterable[object]) -> str:
     return ", ".join(str(i) for i in ids)
 
 
 @functools.cache
 def _entries() -> dict[str, dict[str, str]]:
-    text = resources.files(__name__).joinpath("references.bib").read_text(encoding="utf-8")
     entries: dict[str, dict[str, str]] = {}
-    for line in text.splitlines():
+    for line in bibliography().splitlines():
         if start := re.fullmatch(r"@(\w+)\{(\w+),", line):
             kind, key = start.groups()
             if key in entries:
@@ -92,7 +97,8 @@ def _entries() -> dict[str, dict[str, str]]:
         elif field := re.fullmatch(r"  (\w+) = \{(.*)\},", line):
             name, value = field.groups()
             # a second pair of braces keeps the capitals of a title in BibTeX
-            fields[name] = value[1:-1] if value[:1] == "{" and value[-1:] == "}" else value
+            value = value[1:-1] if value[:1] == "{" and value[-1:] == "}" else value
+            fields[name] = value.replace(r"\_", "_")
         elif line not in ("", "}") and not line.startswith("%"):
             raise UsageError(f"references.bib: cannot read {line!r}; write one field per line")
     return entries

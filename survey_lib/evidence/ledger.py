@@ -1,5 +1,4 @@
-"""The ledger: one line of evidence per (table, row, method), and what is compared with the
-published one."""
+"""The ledger: one line of evidence per (table, row, method)."""
 
 import json
 from pathlib import Path
@@ -75,36 +74,3 @@ def save(ledger: pd.DataFrame, path: Path) -> None:
 
 def _all():
     return [(t, r, m) for t in TABLES.values() for r in t.rows for m in r.methods]
-
-
-def compare(fresh: pd.DataFrame, published: pd.DataFrame, same_machine: bool) -> list[str]:
-    """One sentence per deviation of a fresh ledger from the published one: a line that is missing
-    or new, another verdict, an effect outside the published interval; on the same machine and
-    versions, any other bit."""
-    key = ["table", "row", "method"]
-    both = published.merge(fresh, on=key, how="outer", suffixes=("", "_new"), indicator=True)
-    deviations = []
-    for entry in both.to_dict("records"):
-        name = f"table {entry['table']}, row {entry['row']}, {entry['method']}"
-        deviations += _deviation(name, entry, same_machine)
-    return deviations
-
-
-def _deviation(name, e, same_machine):
-    if e["_merge"] == "left_only":
-        return [f"{name}: published, but has no evidence here"]
-    if e["_merge"] == "right_only":
-        return [f"{name}: has evidence here, but none is published"]
-    if e["verdict"] != e["verdict_new"]:
-        return [f"{name}: published as {e['verdict']}, here {e['verdict_new']}"]
-    slack = 1e-9 * max(1.0, abs(e["effect"]))
-    if not e["ci_low"] - slack <= e["effect_new"] <= e["ci_high"] + slack:
-        interval = f"[{e['ci_low']:.4g}, {e['ci_high']:.4g}]"
-        return [f"{name}: effect {e['effect_new']:.4g}, outside the published interval {interval}"]
-    if same_machine and any(
-        e[c] != e[f"{c}_new"] for c in ("effect", "ci_low", "ci_high", "seeds")
-    ):
-        return [
-            f"{name}: same machine and versions, but {e['effect_new']!r} instead of {e['effect']!r}"
-        ]
-    return []

@@ -421,7 +421,9 @@ def update_readme(path: Path = HERE / "README.md") -> None:
 
 
 def evidence_markdown() -> str:
-    """The published ledger as a short Markdown table, with a line per survey table."""
+    """The published ledger as a short Markdown table, with a line per survey table and what chance
+    has to do with it."""
+    from survey_lib.evidence.discoveries import sentence
     from survey_lib.report.text import effect_text
 
     frame = ledger.load(RESULTS / "evidence.csv")
@@ -434,4 +436,4 @@ def evidence_markdown() -> str:
         cells = (f"{e.table}, {e.row}", f"`{e.method}`", e.baseline, e.metric, effect)
         rows.append(f"| {' | '.join(cells)} | **{e.verdict}** |")
     counts = [f"- {summary(table, frame)}" for table in TABLES.values()]
-    return "\n".join([*rows, "", *counts, ""])
+    return "\n".join([*rows, "", *counts, "", sentence(frame), ""])

@@ -8,7 +8,7 @@ import pandas as pd
 from survey_lib.errors import UsageError
 from survey_lib.evidence.store import read_sealed, write_atomic, write_sealed
 from survey_lib.evidence.verdict import Effect
-from survey_lib.tables import TABLES, Row, Table, claim, find
+from survey_lib.tables import TABLES, Claim, Row, Table, claim, find
 
 COLUMNS = (
     "table row ref method claim baseline metric unit effect ci_low ci_high seeds verdict".split()
@@ -20,11 +20,17 @@ def line(method: str, effect: Effect, *, dataset: str, scale: str, notebook: str
     """The ledger line of a method in the notebook's table."""
     table, row = place(method, notebook)
     stated = claim(method, table.number)
+    where = dict(dataset=dataset, scale=scale, notebook=notebook)
+    return entry(table.number, row.number, stated, effect, **where)
+
+
+def entry(table, row: str, stated: Claim, effect: Effect, **where: str) -> dict:
+    """A line in the ledger's columns. where: dataset, scale and notebook."""
     return dict(
-        table=table.number,
-        row=row.number,
+        table=table,
+        row=row,
         ref=stated.ref,
-        method=method,
+        method=stated.method,
         claim=stated.text,
         baseline=stated.baseline,
         metric=stated.metric,
@@ -34,9 +40,7 @@ def line(method: str, effect: Effect, *, dataset: str, scale: str, notebook: str
         ci_high=effect.high,
         seeds=effect.seeds,
         verdict=effect.verdict,
-        dataset=dataset,
-        scale=scale,
-        notebook=notebook,
+        **where,
     )
 
 
@@ -48,10 +52,10 @@ def place(method: str, notebook: str) -> tuple[Table, Row]:
     raise UsageError(f"{method!r} stands in no table of notebook {notebook}")
 
 
-def add(out: Path, entry: dict) -> None:
+def add(out: Path, kept: dict) -> None:
     """Keep one line under `out`; a line for the same table, row and method is replaced."""
-    name = f"{entry['table']}-{entry['row']}-{entry['method']}.json"
-    write_sealed(Path(out) / "evidence" / name, json.dumps(entry))
+    name = f"{kept['table']}-{kept['row']}-{kept['method']}.json"
+    write_sealed(Path(out) / "evidence" / name, json.dumps(kept))
 
 
 def read(out: Path) -> pd.DataFrame:

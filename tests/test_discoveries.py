@@ -72,8 +72,8 @@ def test_the_correction_by_hand():
     said = sentence(frame)
     assert "at most 0.1 of 3 claims" in said and "2 are" in said
     assert "0 of 2 supported (not `choco_sgd` (2, 1), `choco_sgd` (2, 1))" in said
-    strong = pd.concat([frame, pd.DataFrame([line(2, "choco_sgd", 2.0, 0.0)] * 2)])
-    assert discoveries(strong)["survives"].tolist() == [True, True, False, True, True]
+    strong = pd.concat([frame, pd.DataFrame([line(2, "choco_sgd", 2.0, 0.0)] * 3)])
+    assert discoveries(strong)["survives"].tolist() == [True, True, False, True, True, True]
 
 
 def drawn(shift, rng, n):

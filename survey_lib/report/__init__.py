@@ -25,6 +25,6 @@ from survey_lib.report.tables import (
 
 __all__ = [
     "atlas", "badge", "bars", "boxes", "bubbles", "curves", "effects", "gantt", "heat", "html",
-    "own_lines", "points", "ranking", "show", "show_source", "summary", "survey_table", "turns", "verdict_html",
-    "write",
+    "own_lines", "points", "ranking", "show", "show_source", "summary", "survey_table", "turns",
+    "verdict_html", "write",
 ]  # fmt: skip

@@ -85,6 +85,7 @@ def _cost(out):
 
 def _list():
     from survey_lib.evidence import ledger
+    from survey_lib.evidence.discoveries import sentence
     from survey_lib.reproduce import RESULTS
     from survey_lib.tables import TABLES
 
@@ -100,6 +101,8 @@ def _list():
                 )
                 verdict = found["verdict"].iloc[0] if len(found) else "no evidence yet"
                 print(f"  row {row.number:8} {method:34} {verdict}")
+    if frame is not None:
+        print(sentence(frame))
 
 
 def _show(method):

@@ -23,7 +23,7 @@ from traitlets.config import Config
 
 from survey_lib import data
 from survey_lib.errors import UsageError
-from survey_lib.evidence import cluster, cost, ledger, provenance
+from survey_lib.evidence import cluster, cost, ledger, provenance, verification
 from survey_lib.evidence.lab import SCALES, seed_list
 from survey_lib.evidence.store import explained, mend, read_sealed, versions, write_atomic
 from survey_lib.report import effects, records, summary, survey_table, write
@@ -371,8 +371,8 @@ def manifest(frame: pd.DataFrame, settings: Settings) -> dict:
 
 
 def verify(out: Path, only: str = "") -> int:
-    """Compare `out` with the published results; prints one line per deviation. The number of
-    deviations."""
+    """Compare `out` with the published results; prints one line per deviation and writes all of it
+    to OUT/verification.json. The number of deviations."""
     for folder in (out, RESULTS):
         if not (folder / "evidence.csv").exists():
             raise UsageError(f"{folder / 'evidence.csv'} is not there; run `make reproduce` first")
@@ -380,17 +380,13 @@ def verify(out: Path, only: str = "") -> int:
     fresh, published = (f[f["notebook"].str.startswith(only)] for f in (fresh, published))
     here, there = (json.loads((folder / "manifest.json").read_text()) for folder in (out, RESULTS))
     same = here["versions"] == there["versions"]
-    deviations = ledger.compare(fresh, published, same)
-    for deviation in deviations:
-        print(deviation)
-    how = (
-        "bit for bit (same versions and kind of machine)"
-        if same
-        else "by verdict and interval (another machine)"
-    )
-    lines = [set(zip(f["table"], f["row"], f["method"], strict=True)) for f in (fresh, published)]
-    kept = len(published) - (len(deviations) - len(lines[0] - lines[1]))  # a new line was not lost
-    print(f"{kept} of {len(published)} published lines reproduced, {how}")
+    lines = verification.compare(fresh, published, same)
+    deviations = [e["said"] for e in lines if not e["ok"]]
+    said = verification.report(lines, same)
+    print("\n".join([*deviations, said]))
+    record = dict(summary=said, same_machine=same, only=only, published_on=there, run_on=here)
+    text = json.dumps({**record, "lines": lines}, indent=2, allow_nan=False)
+    write_atomic(out / "verification.json", text + "\n")
     return len(deviations)
 
 
@@ -432,7 +428,9 @@ def update_readme(path: Path = HERE / "README.md") -> None:
 
 
 def evidence_markdown() -> str:
-    """The published ledger as a short Markdown table, with a line per survey table."""
+    """The published ledger as a short Markdown table, with a line per survey table and what chance
+    has to do with it."""
+    from survey_lib.evidence.discoveries import sentence
     from survey_lib.report.text import effect_text
 
     frame = ledger.load(RESULTS / "evidence.csv")
@@ -445,4 +443,4 @@ def evidence_markdown() -> str:
         cells = (f"{e.table}, {e.row}", f"`{e.method}`", e.baseline, e.metric, effect)
         rows.append(f"| {' | '.join(cells)} | **{e.verdict}** |")
     counts = [f"- {summary(table, frame)}" for table in TABLES.values()]
-    return "\n".join([*rows, "", *counts, ""])
+    return "\n".join([*rows, "", *counts, "", sentence(frame), ""])

@@ -265,17 +265,54 @@ def test_only_full_default_runs_are_published(tmp_path):
         runner.publish(tmp_path)
 
 
-def test_verify_tells_a_flipped_verdict_figure_and_byte_count(tmp_path, monkeypatch, capsys):
+@pytest.fixture
+def verified(tmp_path, monkeypatch, capsys):
+    """verify() of the published ledger with changes: (deviations, what it printed, its record)."""
     results, out = tmp_path / "results", tmp_path / "out"
     if not (runner.RESULTS / "evidence.csv").exists():
         pytest.skip("nothing is published yet")
     shutil.copytree(runner.RESULTS, results)
     shutil.copytree(runner.RESULTS, out)
     monkeypatch.setattr(runner, "RESULTS", results)
-    assert runner.verify(out) == 0
-    for column, wrong in (("verdict", "partly"), ("effect", 1e9), ("seeds", 3)):
+
+    def verify(method=None, only="", **changes):
         frame = runner.ledger.load(results / "evidence.csv")
-        frame.loc[frame.index[0], column] = wrong
+        for column, wrong in changes.items():
+            frame.loc[frame["method"] == method, column] = wrong
         runner.ledger.save(frame, out / "evidence.csv")
-        assert runner.verify(out) == 1
-    assert "deviat" not in capsys.readouterr().err
+        found = runner.verify(out, only)
+        return found, capsys.readouterr().out, (out / "verification.json").read_text()
+
+    return verify
+
+
+def test_verify_records_that_all_is_reproduced_the_same_bytes_twice(verified):
+    found, said, record = verified()
+    lines = json.loads(record)["lines"]
+    n = len(lines)
+    assert found == 0 and n > 50 and all(e["ok"] and e["deviation"] == 0 for e in lines)
+    assert f"{n} of {n} figures reproduced, largest deviation 0" in said
+    assert json.loads(record)["summary"] == said.strip() and verified()[2] == record
+    assert {"machine", "simd", "torch"} <= set(json.loads(record)["run_on"]["versions"])
+
+
+@pytest.mark.parametrize(
+    "method, column, wrong, told",
+    [
+        ("gaia_asp", "verdict", "unheard-of", "here unheard-of"),
+        ("choco_sgd", "effect", 1e9, "test images apart; 3 are allowed"),
+        ("sgp", "ci_low", 1e-9, "same machine and versions, but ci_low 1e-09 instead of"),
+        ("allreduce_sgd", "effect", 0.126, "effect 0.126 instead of 0.125"),  # bytes
+        ("fedavg", "seeds", 3, "but seeds 3 instead of"),
+    ],
+)
+def test_verify_tells_a_flipped_verdict_figure_and_byte_count(
+    method, column, wrong, told, verified
+):
+    found, said, record = verified(method, **{column: wrong})
+    first, last = said.strip().split("\n")
+    assert found == 1 and method in first and told in first
+    n = len(json.loads(record)["lines"])
+    assert f"{n - 1} of {n} figures reproduced" in last
+    assert [e["said"] for e in json.loads(record)["lines"] if not e["ok"]] == [first]
+    assert verified(method, only="05", **{column: wrong})[0] == 0  # another notebook's line

@@ -1,5 +1,4 @@
-"""The ledger: one line of evidence per (table, row, method), and what is compared with the
-published one."""
+"""The ledger: one line of evidence per (table, row, method)."""
 
 import json
 from pathlib import Path
@@ -9,7 +8,7 @@ import pandas as pd
 from survey_lib.errors import UsageError
 from survey_lib.evidence.store import read_sealed, write_atomic, write_sealed
 from survey_lib.evidence.verdict import Effect
-from survey_lib.tables import TABLES, Row, Table, claim, find
+from survey_lib.tables import TABLES, Claim, Row, Table, claim, find
 
 COLUMNS = (
     "table row ref method claim baseline metric unit effect ci_low ci_high seeds verdict".split()
@@ -21,11 +20,17 @@ def line(method: str, effect: Effect, *, dataset: str, scale: str, notebook: str
     """The ledger line of a method in the notebook's table."""
     table, row = place(method, notebook)
     stated = claim(method, table.number)
+    where = dict(dataset=dataset, scale=scale, notebook=notebook)
+    return entry(table.number, row.number, stated, effect, **where)
+
+
+def entry(table, row: str, stated: Claim, effect: Effect, **where: str) -> dict:
+    """A line in the ledger's columns. where: dataset, scale and notebook."""
     return dict(
-        table=table.number,
-        row=row.number,
+        table=table,
+        row=row,
         ref=stated.ref,
-        method=method,
+        method=stated.method,
         claim=stated.text,
         baseline=stated.baseline,
         metric=stated.metric,
@@ -35,9 +40,7 @@ def line(method: str, effect: Effect, *, dataset: str, scale: str, notebook: str
         ci_high=effect.high,
         seeds=effect.seeds,
         verdict=effect.verdict,
-        dataset=dataset,
-        scale=scale,
-        notebook=notebook,
+        **where,
     )
 
 
@@ -49,10 +52,10 @@ def place(method: str, notebook: str) -> tuple[Table, Row]:
     raise UsageError(f"{method!r} stands in no table of notebook {notebook}")
 
 
-def add(out: Path, entry: dict) -> None:
+def add(out: Path, kept: dict) -> None:
     """Keep one line under `out`; a line for the same table, row and method is replaced."""
-    name = f"{entry['table']}-{entry['row']}-{entry['method']}.json"
-    write_sealed(Path(out) / "evidence" / name, json.dumps(entry))
+    name = f"{kept['table']}-{kept['row']}-{kept['method']}.json"
+    write_sealed(Path(out) / "evidence" / name, json.dumps(kept))
 
 
 def read(out: Path) -> pd.DataFrame:
@@ -75,36 +78,3 @@ def save(ledger: pd.DataFrame, path: Path) -> None:
 
 def _all():
     return [(t, r, m) for t in TABLES.values() for r in t.rows for m in r.methods]
-
-
-def compare(fresh: pd.DataFrame, published: pd.DataFrame, same_machine: bool) -> list[str]:
-    """One sentence per deviation of a fresh ledger from the published one: a line that is missing
-    or new, another verdict, an effect outside the published interval; on the same machine and
-    versions, any other bit."""
-    key = ["table", "row", "method"]
-    both = published.merge(fresh, on=key, how="outer", suffixes=("", "_new"), indicator=True)
-    deviations = []
-    for entry in both.to_dict("records"):
-        name = f"table {entry['table']}, row {entry['row']}, {entry['method']}"
-        deviations += _deviation(name, entry, same_machine)
-    return deviations
-
-
-def _deviation(name, e, same_machine):
-    if e["_merge"] == "left_only":
-        return [f"{name}: published, but has no evidence here"]
-    if e["_merge"] == "right_only":
-        return [f"{name}: has evidence here, but none is published"]
-    if e["verdict"] != e["verdict_new"]:
-        return [f"{name}: published as {e['verdict']}, here {e['verdict_new']}"]
-    slack = 1e-9 * max(1.0, abs(e["effect"]))
-    if not e["ci_low"] - slack <= e["effect_new"] <= e["ci_high"] + slack:
-        interval = f"[{e['ci_low']:.4g}, {e['ci_high']:.4g}]"
-        return [f"{name}: effect {e['effect_new']:.4g}, outside the published interval {interval}"]
-    if same_machine and any(
-        e[c] != e[f"{c}_new"] for c in ("effect", "ci_low", "ci_high", "seeds")
-    ):
-        return [
-            f"{name}: same machine and versions, but {e['effect_new']!r} instead of {e['effect']!r}"
-        ]
-    return []

@@ -102,12 +102,15 @@ def ways() -> dict[str, dict]:
     }
 
 
-def case(method, arguments: dict, scene: str, *, data: str, share: float = 1.0) -> Case:
-    """A method in a scene, for a `share` of its virtual time; it stops at an accuracy of 0.92."""
+def case(
+    method, arguments: dict, scene: str, *, data: str, share: float = 1.0, events=EVENTS
+) -> Case:
+    """A method in a scene, for a `share` of its virtual time; it stops at an accuracy of 0.92.
+    events: names of the methods whose yield is an arrival, no round."""
     world, seconds, limit = SCENES[scene]
     name, seconds = method.__name__, share * seconds
     own = dict(adaptive_tau=dict(R=seconds), safa=dict(deadline=limit), fedcs=dict(T_round=limit))
-    often = (50, 10_000) if name in EVENTS else (10, 1_000)
+    often = (50, 10_000) if name in events else (10, 1_000)
     until = dict(seconds=seconds, target=0.92, every=often[0], rounds=often[1])
     task = dict(data=data, n=N, network=mlp(32), partition=dirichlet(0.5))
     return Case(method, arguments | own.get(name, {}), task, world, until)
@@ -117,15 +120,22 @@ def chart(lab, *, steps=(0.1, 0.3, 0.9), seeds=3, share: float = 1.0) -> pd.Data
     """Histories of all ways in all scenes, with columns scene, family and label. The step size (of
     p2p_fl_bayes the precision of its prior, a hundred times that) is tuned for each method in the
     first scene, on a seed that no evidence uses, and kept; the values are under OUT/tuning."""
+    chosen = [(f, m, a) for f, methods in ways().items() for m, a in methods.items()]
+    tuned = best_steps(lab, chosen, steps, share=share, name="map")
+    return in_all(lab, chosen, tuned, lab.seeds[:seeds], share=share)
+
+
+def best_steps(lab, chosen: list, steps, *, name: str, share: float = 1.0, events=EVENTS) -> dict:
+    """{method: {its step size's name: the best of `steps` in the first scene}}, on a seed that no
+    evidence uses. chosen: (family, method, arguments) of each; the values are under OUT/tuning."""
     data, home = lab.data(), next(iter(SCENES))
-    all_ways = [(f, m, a) for f, methods in ways().items() for m, a in methods.items()]
-    tuned = {m: {_knob(m): _scale(m) * steps[0]} for _, m, _ in all_ways}
+    tuned = {m: {_knob(m): _scale(m) * steps[0]} for _, m, _ in chosen}
     if len(steps) > 1:
         grid = {
-            f"{method.__name__}|{step}": case(method, arguments, home, data=data, share=share).but(
-                **{_knob(method): _scale(method) * step}
-            )
-            for _, method, arguments in all_ways
+            f"{method.__name__}|{step}": case(
+                method, arguments, home, data=data, share=share, events=events
+            ).but(**{_knob(method): _scale(method) * step})
+            for _, method, arguments in chosen
             for step in steps
         }
         runs = lab.sweep(grid, seeds=(1000,))
@@ -137,15 +147,20 @@ def chart(lab, *, steps=(0.1, 0.3, 0.9), seeds=3, share: float = 1.0) -> pd.Data
         tuned = {m: {_knob(m): _scale(m) * best[m.__name__]} for m in tuned}
         table["chosen"] = table["method"].map(best) == table["step"].astype(float)
         table = table[["method", "step", "value", "chosen"]]
-        write_atomic(lab.out / "tuning" / f"{lab.notebook}-map.csv", table.to_csv(index=False))
+        write_atomic(lab.out / "tuning" / f"{lab.notebook}-{name}.csv", table.to_csv(index=False))
+    return tuned
+
+
+def in_all(lab, chosen: list, tuned: dict, seeds, *, share=1.0, events=EVENTS) -> pd.DataFrame:
+    """Histories of the chosen methods in all scenes, with columns scene, family and label."""
     cases = {
         f"{scene}|{family}|{method.__name__}": case(
-            method, arguments, scene, data=data, share=share
+            method, arguments, scene, data=lab.data(), share=share, events=events
         ).but(**tuned[method])
         for scene in SCENES
-        for family, method, arguments in all_ways
+        for family, method, arguments in chosen
     }
-    runs = lab.sweep(cases, seeds=lab.seeds[:seeds])
+    runs = lab.sweep(cases, seeds=seeds)
     runs[["scene", "family", "label"]] = runs["label"].str.split("|", expand=True)
     return runs
 

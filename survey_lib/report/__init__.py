@@ -13,10 +13,18 @@ from survey_lib.report.figures import (
     show,
 )
 from survey_lib.report.source import show_source
-from survey_lib.report.tables import badge, html, summary, survey_table, verdict_html, write
+from survey_lib.report.tables import (
+    badge,
+    html,
+    own_lines,
+    summary,
+    survey_table,
+    verdict_html,
+    write,
+)
 
 __all__ = [
     "atlas", "badge", "bars", "boxes", "bubbles", "curves", "effects", "gantt", "heat", "html",
-    "points", "ranking", "show", "show_source", "summary", "survey_table", "turns", "verdict_html",
-    "write",
+    "own_lines", "points", "ranking", "show", "show_source", "summary", "survey_table", "turns",
+    "verdict_html", "write",
 ]  # fmt: skip

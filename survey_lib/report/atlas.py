@@ -32,10 +32,10 @@ def costs(runs: pd.DataFrame, target: float) -> pd.DataFrame:
 
 
 @styled
-def atlas(runs, *, target, name, caption, out=None, top=3) -> HTML:
+def atlas(runs, *, target, name, caption, out=None, top=3, own=()) -> HTML:
     """Accuracy against time, bytes of the busiest node and energy, a row of panels per scene, a
     line per method in the colour of its family (mean over seeds); the `top` cheapest ways to the
-    target are drawn bold and named.
+    target are drawn bold and named, and with them those labelled in `own`, wherever they come.
 
     runs: histories with columns scene, family, label, seed.
     """
@@ -47,7 +47,8 @@ def atlas(runs, *, target, name, caption, out=None, top=3) -> HTML:
         for ax, cost in zip(axes, COSTS, strict=True):
             here = table[(table["scene"] == scene) & (table["cost"] == cost)]
             first = here[np.isfinite(here["value"])].nsmallest(top, "value", keep="first")
-            chosen = list(first["label"])
+            mine = here[here["label"].isin(own) & ~here["label"].isin(first["label"])]
+            chosen = [*first["label"], *mine["label"]]
             for label, found in runs[runs["scene"] == scene].groupby("label", sort=False):
                 k = families.index(found["family"].iloc[0])
                 x, y = _mean_line(found, cost)
@@ -56,7 +57,7 @@ def atlas(runs, *, target, name, caption, out=None, top=3) -> HTML:
             names = [
                 f"{rank}. {r.label}: {_amount(r.value, cost)}"
                 for rank, r in enumerate(first.itertuples(), 1)
-            ]
+            ] + [f"{_place(here, r)}{r.label}: {_reached(r, cost)}" for r in mine.itertuples()]
             ax.text(0.02, 0.98, "\n".join(names), transform=ax.transAxes, va="top", fontsize=7.5)
             ax.axhline(target, color="#555555", lw=0.8, ls=(0, (2, 2)))
             ax.set(xscale="log", ylim=(0, 1.28), yticks=np.arange(0, 1.01, 0.2))
@@ -72,6 +73,14 @@ def atlas(runs, *, target, name, caption, out=None, top=3) -> HTML:
     fig.legend(handles=look, loc="outside lower center", ncols=min(len(look), 6))
     alt = f"Cheapest ways to an accuracy of {target:g}. {'. '.join(said)}."
     return show(fig, name, alt, caption, out)
+
+
+def _place(here, r):
+    return f"{(here['value'] < r.value).sum() + 1}. " if np.isfinite(r.value) else ""
+
+
+def _reached(r, cost):
+    return _amount(r.value, cost) if np.isfinite(r.value) else f"not there ({r.accuracy:.2f})"
 
 
 def _amount(value, cost):

@@ -41,6 +41,12 @@ def survey_table(table, ledger: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(lines, columns=[*columns, *EVIDENCE])
 
 
+def own_lines(lines: pd.DataFrame) -> pd.DataFrame:
+    """The lines of a reader's own method, as `compare` makes them, in the form of the tables."""
+    rows = [[e.table, e.row, e.method, *_evidence(e, None, None)] for e in lines.itertuples()]
+    return pd.DataFrame(rows, columns=["table", "scene", *EVIDENCE])
+
+
 def summary(table, ledger: pd.DataFrame) -> str:
     """One line: how many rows of the table have evidence, and which verdicts came out."""
     known = _lines_of(ledger, table, table.rows)

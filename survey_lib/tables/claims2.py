@@ -16,6 +16,7 @@ CLAIMS = (
         effect="ratio",
         direction=-1,
         least=4.0,
+        exact=True,
     ),
     Claim(
         method="d_psgd",

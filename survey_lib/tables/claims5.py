@@ -16,6 +16,7 @@ CLAIMS = (
         effect="ratio",
         direction=1,
         least=1.0,
+        exact=True,
     ),
     Claim(
         method="mgrit_layer_parallel",
@@ -46,6 +47,7 @@ CLAIMS = (
         effect="ratio",
         direction=-1,
         least=1.5,
+        exact=True,
     ),
     Claim(
         method="megatron_tensor_parallel",
@@ -60,6 +62,7 @@ CLAIMS = (
         effect="ratio",
         direction=-1,
         least=2.0,
+        exact=True,
     ),
     Claim(
         method="pipedream",
@@ -103,6 +106,7 @@ CLAIMS = (
         effect="ratio",
         direction=-1,
         least=2.0,
+        exact=True,
     ),
     Claim(
         method="one_f_one_b_flush",
@@ -117,6 +121,7 @@ CLAIMS = (
         effect="ratio",
         direction=-1,
         least=2.0,
+        exact=True,
     ),
     Claim(
         method="pipedream_partitioner",
@@ -131,6 +136,7 @@ CLAIMS = (
         effect="ratio",
         direction=-1,
         least=1.5,
+        exact=True,
     ),
     Claim(
         method="rl_placement",

@@ -215,6 +215,7 @@ CLAIMS = (
         effect="ratio",
         direction=1,
         least=2.0,
+        exact=True,
     ),
     Claim(
         method="federated_distillation_fd",

@@ -28,6 +28,8 @@ class Claim:
     the log). direction: +1 if the claim says that the method's value is larger, -1 if smaller.
     least: the least effect that matters, a difference above 0 or a factor above 1; below 0, or a
     factor below 1, it is the margin of a claim to be no worse. ref: the survey's reference number.
+    exact: no training decides the figure (bytes, messages, virtual seconds of a schedule), so that
+    it is the same on every machine.
     """
 
     method: str
@@ -40,6 +42,7 @@ class Claim:
     direction: int
     least: float
     seeds: int = 5
+    exact: bool = False
 
     def __post_init__(self) -> None:
         for field in ("method", "text", "baseline", "metric", "unit"):

@@ -12,7 +12,7 @@ from survey_lib.data import load
 from survey_lib.errors import UsageError
 from survey_lib.evidence import ledger
 from survey_lib.evidence.run import Case
-from survey_lib.evidence.store import write_atomic
+from survey_lib.evidence.store import ROOT, write_atomic
 from survey_lib.evidence.sweep import sweep, tune
 from survey_lib.evidence.verdict import Effect, judge
 from survey_lib.tables import claim
@@ -157,6 +157,11 @@ class Lab:
     def ledger(self) -> pd.DataFrame:
         """The ledger under OUT so far."""
         return ledger.read(self.out)
+
+    def evidence(self) -> pd.DataFrame:
+        """The ledger under OUT or, where that has no line yet, the published one."""
+        own = self.ledger()
+        return own if len(own) else ledger.load(ROOT.parent / "results" / "evidence.csv")
 
     def finish(self, rooms: list[str]) -> str:
         """The closing sentinel: raises unless every method of `rooms` has its line."""

@@ -12,11 +12,21 @@ from survey_lib.report.figures import (
     points,
     show,
 )
+from survey_lib.report.page import page, shown
 from survey_lib.report.source import show_source
-from survey_lib.report.tables import badge, html, summary, survey_table, verdict_html, write
+from survey_lib.report.tables import (
+    badge,
+    counts,
+    html,
+    outcomes,
+    summary,
+    survey_table,
+    verdict_html,
+    write,
+)
 
 __all__ = [
-    "atlas", "badge", "bars", "boxes", "bubbles", "curves", "effects", "gantt", "heat", "html",
-    "points", "ranking", "show", "show_source", "summary", "survey_table", "turns", "verdict_html",
-    "write",
+    "atlas", "badge", "bars", "boxes", "bubbles", "counts", "curves", "effects", "gantt", "heat",
+    "html", "outcomes", "page", "points", "ranking", "show", "show_source", "shown", "summary", "survey_table", "turns",
+    "verdict_html", "write",
 ]  # fmt: skip

@@ -1,0 +1,105 @@
+"""A headless Chromium driven over a pipe by its DevTools protocol: no port, no driver beside it."""
+
+import json
+import os
+import shutil
+import subprocess
+from itertools import count
+
+CHROMIUM = next(
+    filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None
+)
+FLAGS = "--headless --no-sandbox --disable-gpu --no-first-run --hide-scrollbars".split()
+
+
+class Browser:
+    """`with Browser(folder) as browser: browser.open(url)`; folder: for the browser's own files.
+
+    said: messages of the console and of uncaught errors; asked: addresses requested since `open`.
+    """
+
+    def __init__(self, folder):
+        self.said, self.asked, self.numbers = [], [], count(1)
+        (theirs_in, self.send), (self.receive, theirs_out) = os.pipe(), os.pipe()
+        call = f'exec "$0" "$@" 3<&{theirs_in} 4>&{theirs_out}'
+        own = ["--remote-debugging-pipe", f"--user-data-dir={folder}", "about:blank"]
+        self.process = subprocess.Popen(
+            ["bash", "-c", call, CHROMIUM, *FLAGS, *own],
+            pass_fds=(theirs_in, theirs_out),
+            stderr=subprocess.DEVNULL,
+        )
+        os.close(theirs_in), os.close(theirs_out)
+        self.session, self.rest = None, b""
+        (page,) = [
+            t
+            for t in self.call("Target.getTargets")["targetInfos"]
+            if t["type"] == "page"
+        ]
+        how = dict(targetId=page["targetId"], flatten=True)
+        self.session = self.call("Target.attachToTarget", **how)["sessionId"]
+        for domain in ("Page", "Runtime", "Log", "Network"):
+            self.call(f"{domain}.enable")
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        os.close(self.send), os.close(self.receive)
+        self.process.wait(timeout=30)
+
+    def call(self, method: str, **parameters) -> dict:
+        """The answer to one command; RuntimeError if it is refused."""
+        message = dict(id=next(self.numbers), method=method, params=parameters)
+        if self.session:
+            message["sessionId"] = self.session
+        os.write(self.send, json.dumps(message).encode() + b"\0")
+        while (answer := self._next()).get("id") != message["id"]:
+            self._note(answer)
+        if "error" in answer:
+            raise RuntimeError(f"{method}: {answer['error']}")
+        return answer["result"]
+
+    def open(self, url: str, *, width=1280, height=900, scripts=True, dark=False, media="") -> None:
+        """Load a page in a window of that many CSS pixels, and wait until it is there."""
+        self.said, self.asked = [], []
+        size = dict(width=width, height=height, deviceScaleFactor=1, mobile=width < 600)
+        self.call("Emulation.setDeviceMetricsOverride", **size)
+        self.call("Emulation.setScriptExecutionDisabled", value=not scripts)
+        scheme = dict(name="prefers-color-scheme", value="dark" if dark else "light")
+        self.call("Emulation.setEmulatedMedia", media=media, features=[scheme])
+        self.call("Page.navigate", url="about:blank")
+        self.call("Page.navigate", url=url)
+        while (event := self._next()).get("method") != "Page.loadEventFired" or self._at() != url:
+            self._note(event)
+
+    def run(self, script: str):
+        """The value of an expression on the page; a promise is waited for."""
+        how = dict(expression=script, returnByValue=True, awaitPromise=True)
+        result = self.call("Runtime.evaluate", **how)
+        if "exceptionDetails" in result:
+            raise RuntimeError(f"{script}: {result['exceptionDetails']}")
+        return result["result"].get("value")
+
+    def _at(self):
+        history = self.call("Page.getNavigationHistory")
+        return history["entries"][history["currentIndex"]]["url"]
+
+    def _next(self):
+        while b"\0" not in self.rest:
+            data = os.read(self.receive, 1 << 16)
+            if not data:
+                raise RuntimeError("the browser has ended")
+            self.rest += data
+        message, _, self.rest = self.rest.partition(b"\0")
+        return json.loads(message)
+
+    def _note(self, event):
+        method, of = event.get("method"), event.get("params", {})
+        if method == "Network.requestWillBeSent":
+            self.asked.append(of["request"]["url"])
+        elif method == "Runtime.exceptionThrown":
+            self.said.append(str(of["exceptionDetails"]))
+        elif method == "Runtime.consoleAPICalled":
+            self.said.append(str(of["args"]))
+        elif method == "Log.entryAdded":
+            self.said.append(f"{of['entry']['level']}: {of['entry']['text']}")

@@ -2,6 +2,7 @@
 
 import json
 import os
+import select
 import shutil
 import subprocess
 from itertools import count
@@ -9,6 +10,7 @@ from itertools import count
 CHROMIUM = next(
     filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None
 )
+PATIENCE = 120  # seconds without a word from the browser
 FLAGS = "--headless --no-sandbox --disable-gpu --no-first-run --hide-scrollbars".split()
 
 
@@ -19,7 +21,7 @@ class Browser:
     """
 
     def __init__(self, folder):
-        self.said, self.asked, self.numbers = [], [], count(1)
+        self.said, self.asked, self.loaded, self.numbers = [], [], set(), count(1)
         (theirs_in, self.send), (self.receive, theirs_out) = os.pipe(), os.pipe()
         call = f'exec "$0" "$@" 3<&{theirs_in} 4>&{theirs_out}'
         own = ["--remote-debugging-pipe", f"--user-data-dir={folder}", "about:blank"]
@@ -30,15 +32,13 @@ class Browser:
         )
         os.close(theirs_in), os.close(theirs_out)
         self.session, self.rest = None, b""
-        (page,) = [
-            t
-            for t in self.call("Target.getTargets")["targetInfos"]
-            if t["type"] == "page"
-        ]
+        targets = self.call("Target.getTargets")["targetInfos"]
+        (page,) = [target for target in targets if target["type"] == "page"]
         how = dict(targetId=page["targetId"], flatten=True)
         self.session = self.call("Target.attachToTarget", **how)["sessionId"]
         for domain in ("Page", "Runtime", "Log", "Network"):
             self.call(f"{domain}.enable")
+        self.call("Page.setLifecycleEventsEnabled", enabled=True)
 
     def __enter__(self):
         return self
@@ -61,16 +61,14 @@ class Browser:
 
     def open(self, url: str, *, width=1280, height=900, scripts=True, dark=False, media="") -> None:
         """Load a page in a window of that many CSS pixels, and wait until it is there."""
-        self.said, self.asked = [], []
         size = dict(width=width, height=height, deviceScaleFactor=1, mobile=width < 600)
         self.call("Emulation.setDeviceMetricsOverride", **size)
         self.call("Emulation.setScriptExecutionDisabled", value=not scripts)
         scheme = dict(name="prefers-color-scheme", value="dark" if dark else "light")
         self.call("Emulation.setEmulatedMedia", media=media, features=[scheme])
-        self.call("Page.navigate", url="about:blank")
-        self.call("Page.navigate", url=url)
-        while (event := self._next()).get("method") != "Page.loadEventFired" or self._at() != url:
-            self._note(event)
+        self._load("about:blank")  # else another "#..." alone would load nothing
+        self.said, self.asked = [], []
+        self._load(url)
 
     def run(self, script: str):
         """The value of an expression on the page; a promise is waited for."""
@@ -80,22 +78,26 @@ class Browser:
             raise RuntimeError(f"{script}: {result['exceptionDetails']}")
         return result["result"].get("value")
 
-    def _at(self):
-        history = self.call("Page.getNavigationHistory")
-        return history["entries"][history["currentIndex"]]["url"]
+    def _load(self, url):
+        loader = self.call("Page.navigate", url=url)["loaderId"]
+        while loader not in self.loaded:
+            self._note(self._next())
 
     def _next(self):
         while b"\0" not in self.rest:
-            data = os.read(self.receive, 1 << 16)
+            ready, _, _ = select.select([self.receive], [], [], PATIENCE)
+            data = os.read(self.receive, 1 << 16) if ready else b""
             if not data:
-                raise RuntimeError("the browser has ended")
+                raise RuntimeError(f"the browser has ended, or said nothing for {PATIENCE} s")
             self.rest += data
         message, _, self.rest = self.rest.partition(b"\0")
         return json.loads(message)
 
     def _note(self, event):
         method, of = event.get("method"), event.get("params", {})
-        if method == "Network.requestWillBeSent":
+        if method == "Page.lifecycleEvent" and of["name"] == "load":
+            self.loaded.add(of["loaderId"])
+        elif method == "Network.requestWillBeSent":
             self.asked.append(of["request"]["url"])
         elif method == "Runtime.exceptionThrown":
             self.said.append(str(of["exceptionDetails"]))

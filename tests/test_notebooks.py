@@ -1,12 +1,14 @@
 """The tracked notebooks: their form, and the published outputs that they carry."""
 
 import ast
+import html as web
 import re
 
 import nbformat
 import pytest
 
 from survey_lib.evidence import ledger
+from survey_lib.report import counts, html, outcomes, survey_table
 from survey_lib.reproduce import RESULTS, notebooks
 from survey_lib.tables import TABLES
 from survey_lib.tables.claims import CLAIMS
@@ -26,7 +28,7 @@ def shown(name):
 
 
 def test_there_is_a_notebook_for_every_table():
-    assert sorted(BOOKS) == sorted({t.notebook for t in TABLES.values()})
+    assert {t.notebook for t in TABLES.values()} <= set(BOOKS)
 
 
 @each
@@ -82,6 +84,19 @@ def test_its_verdicts_are_the_published_ones(name):
     text = "".join(shown(name))
     for line in lines.itertuples():
         assert re.search(rf"<b>{line.method}</b>:.{{0,200}}{line.verdict}", text), line.method
+
+
+def test_the_overview_shows_the_published_ledger():
+    frame = ledger.load(RESULTS / "evidence.csv")
+    pages = shown("00_overview")
+    assert html(counts(frame).reset_index()).data in pages
+    for number, table in TABLES.items():
+        caption = f"Table {number} as the survey prints it, with the evidence beside each row."
+        assert html(survey_table(table, frame), caption).data in pages
+    told = outcomes(frame)
+    for verdict in ("contradicted", "inconclusive", "partly"):
+        for line in told[told["verdict"] == verdict].itertuples():
+            assert sum(web.escape(line.claim) in page for page in pages) == 1, line.method
 
 
 def test_the_readme_shows_the_published_ledger():

@@ -112,6 +112,27 @@ def test_clean_leaves_nothing_that_differs_between_runs():
     )
 
 
+def test_the_overview_runs_after_all_others(folder, tmp_path, monkeypatch):
+    names, order = ["00_overview", "01_small", "02_fine"], []
+    for name in names:
+        folder(book("1", name=name), name)
+    for name in ("SURVEY_RUNNER", runner.cluster.ADDRESS):
+        monkeypatch.setenv(name, "")  # restored afterwards
+    monkeypatch.setattr(runner.cost, "calibrate", lambda: 1.0)
+    monkeypatch.setattr(runner, "execute", lambda path, *_: order.append(path.stem) or "")
+    out = tmp_path / "out"
+    minutes, failures = runner._run_all(runner.notebooks(), quick(out, jobs=2).checked(), out)
+    assert sorted(order) == sorted(minutes) == names and not failures
+    assert order[-1] == "00_overview"
+
+
+def test_a_run_without_evidence_has_its_page_all_the_same(folder, tmp_path):
+    folder(book("1"))
+    frame = runner.assemble(tmp_path / "out", quick(tmp_path / "out").checked())
+    page = (tmp_path / "out" / "report.html").read_text()
+    assert frame.empty and "no evidence yet" in page and "evidence at quick scale" in page
+
+
 # ---- running ------------------------------------------------------------------------------------
 
 

@@ -27,6 +27,6 @@ from survey_lib.report.tables import (
 
 __all__ = [
     "atlas", "badge", "bars", "boxes", "bubbles", "counts", "curves", "effects", "gantt", "heat",
-    "html", "outcomes", "page", "points", "ranking", "show", "show_source", "shown", "summary", "survey_table", "turns",
-    "verdict_html", "write",
+    "html", "outcomes", "page", "points", "ranking", "show", "show_source", "shown", "summary",
+    "survey_table", "turns", "verdict_html", "write",
 ]  # fmt: skip

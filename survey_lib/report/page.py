@@ -144,7 +144,8 @@ def _row(table, row, ledger, headings):
             place = None if found else elsewhere(table, row, method)
             lines.append(_line(method, found, place, headings))
     cells = [
-        (column, row.cells.get(column, ""), row.cells_zh.get(column, "")) for column in table.columns
+        (column, row.cells.get(column, ""), row.cells_zh.get(column, ""))
+        for column in table.columns
     ]
     return dict(row=row, id=f"t{table.number}-r{row.number}", cells=cells, lines=lines)
 
@@ -184,15 +185,15 @@ def _cited(entry):
     who = re.sub(" and ", "; ", entry["author"].replace(" and others", " et al"))
     house = next((entry[k] for k in ("journal", "booktitle", "howpublished") if k in entry), "")
     preprint = f"arXiv:{entry['eprint']}" if "eprint" in entry else ""
-    where = filter(None, [preprint if house in ("", "arXiv") else house, entry.get("volume"), entry["year"]])
+    where = filter(
+        None, [preprint if house in ("", "arXiv") else house, entry.get("volume"), entry["year"]]
+    )
     address = entry.get("url", "")
     if preprint:
         address = f"https://arxiv.org/abs/{entry['eprint']}"
     if "doi" in entry:
         address = f"https://doi.org/{quote(entry['doi'])}"
-    return dict(
-        who=who.rstrip("."), title=entry["title"], where=", ".join(where), address=address
-    )
+    return dict(who=who.rstrip("."), title=entry["title"], where=", ".join(where), address=address)
 
 
 def _flat(value, name=""):

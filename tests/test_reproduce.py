@@ -240,7 +240,7 @@ def test_two_at_once_do_not_damage_each_other(tmp_path):
         (["reproduce", "--scale", "huge"], 'SCALE="huge" is unknown; expected one of quick, full'),
         (["reproduce", "--seeds", "0"], "a spread needs two seeds or more"),
         (["reproduce", "--seeds", "x"], "is not a list of seeds; write 0-4"),
-        (["reproduce", "--only", "77"], "ONLY=77 names no notebook; there are 00_overview, 01_arch"),
+        (["reproduce", "--only", "77"], "ONLY=77 names no notebook; there are 00_overview, 01"),
         (["reproduce", "--jobs", "-1"], "JOBS=-1; expected a number of processes"),
         (["reproduce", "--dataset", "nosuchset"], "nosuchset"),
         (["reproduce", "--dataset", "nosuch.npz"], "nosuch.npz"),

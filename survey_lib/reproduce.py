@@ -26,11 +26,12 @@ from survey_lib.errors import UsageError
 from survey_lib.evidence import cluster, cost, ledger, provenance, verification
 from survey_lib.evidence.lab import SCALES, seed_list
 from survey_lib.evidence.store import explained, mend, read_sealed, versions, write_atomic
-from survey_lib.report import effects, records, summary, survey_table, write
-from survey_lib.tables import TABLES, bibliography, claim, errata
+from survey_lib.report import effects, page, records, shown, summary, survey_table, write
+from survey_lib.tables import TABLES, bibliography, errata
 
 HERE = Path(__file__).parent.parent
 NOTEBOOKS, RESULTS = HERE / "notebooks", HERE / "results"
+OVERVIEW = "00_overview"
 BENCHES = ("bench.png", "scale.png")  # figures of `make bench` and `make scale`, not of a run
 # nobody else on the machine can listen to a notebook's kernel
 PRIVATE = Config(KernelManager={"transport_encryption": "auto" if zmq.has("curve") else "disabled"})
@@ -179,7 +180,9 @@ def _run_all(paths, settings, out):
             return failure
 
         try:
-            failures = [f for f in pool.map(one, paths) if f]
+            last = [p for p in paths if p.stem == OVERVIEW]  # it reads what the others record
+            for group in ([p for p in paths if p not in last], last):
+                failures += [f for f in pool.map(one, group) if f]
         finally:
             done.set()
         watch.result()
@@ -334,7 +337,7 @@ def save_costs(out: Path) -> None:
 
 
 def assemble(out: Path, settings: Settings) -> pd.DataFrame:
-    """Write ledger, tables and manifest from the evidence under `out`."""
+    """Write ledger, tables, manifest and report page from the evidence under `out`."""
     frame = ledger.read(out)
     ledger.save(frame, out / "evidence.csv")
     for number, table in TABLES.items():
@@ -343,18 +346,18 @@ def assemble(out: Path, settings: Settings) -> pd.DataFrame:
         write(survey_table(table, frame), out / "tables", f"table{number}", caption)
     write(errata.frame(), out / "tables", "errata", errata.CAPTION)
     write_atomic(out / "references.bib", bibliography())
+    books = [out / "notebooks" / p.name for p in notebooks()]
+    figures = shown(out / "figures" / "map.png", [p for p in books if p.exists()])
     if len(frame):
         said = f"All evidence at {settings.scale} scale: effects with 95 % intervals over seeds."
-        effects(_with_least(frame), name="evidence", out=out, caption=said)
-    write_atomic(out / "manifest.json", json.dumps(manifest(frame, settings), indent=2) + "\n")
+        every = effects(ledger.with_least(frame), name="evidence", out=out, caption=said)
+        figures.append(every.data)
+    state = manifest(frame, settings)
+    write_atomic(out / "manifest.json", json.dumps(state, indent=2) + "\n")
+    inputs = dict(figures=figures, books=notebooks(), citation=HERE / "CITATION.cff")
+    write_atomic(out / "report.html", page(frame, state, **inputs))
     shutil.rmtree(out / "progress", ignore_errors=True)
     return frame
-
-
-def _with_least(frame):
-    """The ledger with each claim's least effect, in the claimed direction."""
-    claims = [claim(m, t) for m, t in zip(frame["method"], frame["table"], strict=True)]
-    return frame.assign(least=[c.least for c in claims], direction=[c.direction for c in claims])
 
 
 def manifest(frame: pd.DataFrame, settings: Settings) -> dict:
@@ -411,7 +414,8 @@ def publish(out: Path) -> None:
             if file.name not in BENCHES:
                 file.unlink()
         shutil.copytree(out / name, RESULTS / name, dirs_exist_ok=True)
-    for name in ("evidence.csv", "manifest.json", "cost/cost.csv", "references.bib"):
+    published = ("evidence.csv", "manifest.json", "report.html", "cost/cost.csv", "references.bib")
+    for name in published:
         write_atomic(RESULTS / Path(name).name, (out / name).read_bytes())
     minutes = pd.read_csv(RESULTS / "cost.csv").groupby("notebook")["cpu_minutes"].sum()
     for path in notebooks():

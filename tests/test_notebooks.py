@@ -1,6 +1,7 @@
 """The tracked notebooks: their form, and the published outputs that they carry."""
 
 import ast
+import html as web
 import json
 import re
 
@@ -9,12 +10,13 @@ import pandas as pd
 import pytest
 
 from survey_lib.evidence import ledger, provenance
+from survey_lib.report import counts, html, outcomes, survey_table
 from survey_lib.reproduce import RESULTS, notebooks
 from survey_lib.tables import TABLES
 from survey_lib.tables.claims import CLAIMS
 
 BOOKS = {p.stem: nbformat.read(p, as_version=4) for p in notebooks()}
-WITHOUT_TABLE = {"99_your_method"}  # the reader's own, whose verdicts are not published
+WITHOUT_TABLE = {"00_overview", "99_your_method"}  # of no table, of all; a reader's own
 each = pytest.mark.parametrize("name", BOOKS)
 
 
@@ -107,6 +109,19 @@ def test_it_ends_with_what_its_figures_come_from(name):
     costs = pd.read_csv(RESULTS / "cost.csv")
     seconds = 60 * costs[costs["notebook"] == name]["cpu_minutes"].sum()
     assert said[provenance.CPU] == f"{seconds:.0f}"
+
+
+def test_the_overview_shows_the_published_ledger():
+    frame = ledger.load(RESULTS / "evidence.csv")
+    pages = shown("00_overview")
+    assert html(counts(frame).reset_index()).data in pages
+    for number, table in TABLES.items():
+        caption = f"Table {number} as the survey prints it, with the evidence beside each row."
+        assert html(survey_table(table, frame), caption).data in pages
+    told = outcomes(frame)
+    for verdict in ("contradicted", "inconclusive", "partly"):
+        for line in told[told["verdict"] == verdict].itertuples():
+            assert sum(web.escape(line.claim) in page for page in pages) == 1, line.method
 
 
 def test_the_readme_shows_the_published_ledger():

@@ -112,6 +112,27 @@ def test_clean_leaves_nothing_that_differs_between_runs():
     )
 
 
+def test_the_overview_runs_after_all_others(folder, tmp_path, monkeypatch):
+    names, order = ["00_overview", "01_small", "02_fine"], []
+    for name in names:
+        folder(book("1", name=name), name)
+    for name in ("SURVEY_RUNNER", runner.cluster.ADDRESS):
+        monkeypatch.setenv(name, "")  # restored afterwards
+    monkeypatch.setattr(runner.cost, "calibrate", lambda: 1.0)
+    monkeypatch.setattr(runner, "execute", lambda path, *_: order.append(path.stem) or "")
+    out = tmp_path / "out"
+    minutes, failures = runner._run_all(runner.notebooks(), quick(out, jobs=2).checked(), out)
+    assert sorted(order) == sorted(minutes) == names and not failures
+    assert order[-1] == "00_overview"
+
+
+def test_a_run_without_evidence_has_its_page_all_the_same(folder, tmp_path):
+    folder(book("1"))
+    frame = runner.assemble(tmp_path / "out", quick(tmp_path / "out").checked())
+    page = (tmp_path / "out" / "report.html").read_text()
+    assert frame.empty and "no evidence yet" in page and "evidence at quick scale" in page
+
+
 # ---- running ------------------------------------------------------------------------------------
 
 
@@ -219,7 +240,7 @@ def test_two_at_once_do_not_damage_each_other(tmp_path):
         (["reproduce", "--scale", "huge"], 'SCALE="huge" is unknown; expected one of quick, full'),
         (["reproduce", "--seeds", "0"], "a spread needs two seeds or more"),
         (["reproduce", "--seeds", "x"], "is not a list of seeds; write 0-4"),
-        (["reproduce", "--only", "77"], "ONLY=77 names no notebook; there are 01_architectures"),
+        (["reproduce", "--only", "77"], "ONLY=77 names no notebook; there are 00_overview, 01"),
         (["reproduce", "--jobs", "-1"], "JOBS=-1; expected a number of processes"),
         (["reproduce", "--dataset", "nosuchset"], "nosuchset"),
         (["reproduce", "--dataset", "nosuch.npz"], "nosuch.npz"),

@@ -13,7 +13,7 @@ from survey_lib.errors import UsageError
 from survey_lib.evidence import ledger, provenance
 from survey_lib.evidence.provenance import Finished
 from survey_lib.evidence.run import Case
-from survey_lib.evidence.store import write_atomic
+from survey_lib.evidence.store import ROOT, write_atomic
 from survey_lib.evidence.sweep import sweep, tune
 from survey_lib.evidence.verdict import Effect, judge
 from survey_lib.tables import claim
@@ -158,6 +158,11 @@ class Lab:
     def ledger(self) -> pd.DataFrame:
         """The ledger under OUT so far."""
         return ledger.read(self.out)
+
+    def evidence(self) -> pd.DataFrame:
+        """The ledger under OUT or, where that has no line yet, the published one."""
+        own = self.ledger()
+        return own if len(own) else ledger.load(ROOT.parent / "results" / "evidence.csv")
 
     def finish(self, rooms: list[str]) -> Finished:
         """The closing sentinel, with the notebook's provenance below it: raises unless every method

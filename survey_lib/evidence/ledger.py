@@ -76,5 +76,12 @@ def save(ledger: pd.DataFrame, path: Path) -> None:
     write_atomic(path, ledger.to_csv(index=False, lineterminator="\n"))
 
 
+def with_least(ledger: pd.DataFrame) -> pd.DataFrame:
+    """The ledger with each claim's least effect, which counts in the claimed direction, as the
+    forest plot wants them: columns `least` and `direction`."""
+    claims = [claim(m, t) for m, t in zip(ledger["method"], ledger["table"], strict=True)]
+    return ledger.assign(least=[c.least for c in claims], direction=[c.direction for c in claims])
+
+
 def _all():
     return [(t, r, m) for t in TABLES.values() for r in t.rows for m in r.methods]

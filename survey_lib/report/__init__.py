@@ -12,10 +12,13 @@ from survey_lib.report.figures import (
     points,
     show,
 )
+from survey_lib.report.page import page, shown
 from survey_lib.report.source import show_source
 from survey_lib.report.tables import (
     badge,
+    counts,
     html,
+    outcomes,
     own_lines,
     summary,
     survey_table,
@@ -24,7 +27,7 @@ from survey_lib.report.tables import (
 )
 
 __all__ = [
-    "atlas", "badge", "bars", "boxes", "bubbles", "curves", "effects", "gantt", "heat", "html",
-    "own_lines", "points", "ranking", "show", "show_source", "summary", "survey_table", "turns",
-    "verdict_html", "write",
+    "atlas", "badge", "bars", "boxes", "bubbles", "counts", "curves", "effects", "gantt", "heat",
+    "html", "outcomes", "own_lines", "page", "points", "ranking", "show", "show_source", "shown",
+    "summary", "survey_table", "turns", "verdict_html", "write",
 ]  # fmt: skip

@@ -13,7 +13,7 @@ from IPython.display import HTML
 from survey_lib.errors import UsageError
 from survey_lib.evidence.store import write_atomic
 from survey_lib.report.text import NO_EVIDENCE, VERDICTS, effect_text, interval, plus_minus
-from survey_lib.tables import find
+from survey_lib.tables import TABLES, find
 from survey_lib.tables.claims import CLAIMS
 
 EVIDENCE = ["method", "measured effect", "baseline", "seeds", "verdict", "dataset"]
@@ -34,7 +34,7 @@ def survey_table(table, ledger: pd.DataFrame) -> pd.DataFrame:
             cells[0] = f"{cells[0]} (in the text only)".strip()
         for method in dict.fromkeys([*row.methods, *known.method]) or [""]:
             for found in list(known[known.method == method].itertuples()) or [None]:
-                place = None if found else _elsewhere(table, row, method)
+                place = None if found else elsewhere(table, row, method)
                 lines.append([*cells, method, *_evidence(found, place, table)])
                 cells = [""] * len(cells)  # shown once per row
     columns = [f"{c} (survey)" if c in EVIDENCE else c for c in table.columns]
@@ -63,6 +63,22 @@ def summary(table, ledger: pd.DataFrame) -> str:
     return f"{text}, {methods} method{'s' if methods > 1 else ''}{claims}: {verdicts}"
 
 
+def outcomes(ledger: pd.DataFrame) -> pd.DataFrame:
+    """The ledger for readers: where a claim stands, what it says, what came out."""
+    effect = [effect_text(e.effect, e.ci_low, e.ci_high, e.unit) for e in ledger.itertuples()]
+    columns = ["table", "row", "method", "claim", "baseline", "metric"]
+    return ledger[columns].assign(effect=effect, verdict=ledger["verdict"])
+
+
+def counts(ledger: pd.DataFrame) -> pd.DataFrame:
+    """How many lines of each table have which verdict, and all together."""
+    verdicts = [v for v in VERDICTS if v != NO_EVIDENCE]
+    found = pd.crosstab(ledger["table"], ledger["verdict"])
+    found = found.reindex(index=sorted(TABLES), columns=verdicts, fill_value=0)
+    found.loc["all"] = found.sum()
+    return found.assign(all=found.sum(axis=1)).rename_axis("table").rename_axis("", axis=1)
+
+
 def badge(verdict: str) -> HTML:
     """A verdict as a symbol and a word on a colour."""
     if verdict not in VERDICTS:
@@ -88,7 +104,7 @@ def verdict_html(verdict) -> str:
     measured = (
         f" Measured, {claim.metric}: {means[0]}{unit} against {means[1]}{unit} for "
         f"{claim.baseline} ({effect.seeds} seeds, mean \u00b1 95 %); effect {span}, "
-        f"claimed {_claimed(claim)}."
+        f"claimed {claimed(claim)}."
     )
     for who, count in zip((claim.method, claim.baseline), verdict.missed, strict=True):
         if count:
@@ -100,7 +116,7 @@ def verdict_html(verdict) -> str:
     return f'<p style="margin:8px 0px">{head}{web.escape(measured)}</p>'
 
 
-def _claimed(claim) -> str:
+def claimed(claim) -> str:
     """The direction and the least effect of a claim in words."""
     side, ratio = {1: "larger", -1: "smaller"}[claim.direction], claim.effect == "ratio"
     if (claim.least < 1) if ratio else (claim.least < 0):  # a margin
@@ -204,11 +220,11 @@ def _lines_of(ledger, table, rows):
 
 def _places(table, row):
     """(table, row) of what this row rests on."""
-    others = [_elsewhere(table, row, method) for method in row.methods]
+    others = [elsewhere(table, row, method) for method in row.methods]
     return [(table.number, row.number), *filter(None, others)]
 
 
-def _elsewhere(table, row, method) -> tuple[int, str] | None:
+def elsewhere(table, row, method) -> tuple[int, str] | None:
     """(table, row) where a method that this row names too is measured; None if here or nowhere."""
     places = [(t.number, r.number) for t, r in find(method) if (t.number, method) in CLAIMS]
     own = [place for place in places if str(place[0]) == str(table.number)]

@@ -27,10 +27,12 @@ from survey_lib.evidence import cluster, cost, ledger
 from survey_lib.evidence.lab import SCALES, seed_list
 from survey_lib.evidence.store import explained, mend, read_sealed, versions, write_atomic
 from survey_lib.report import effects, summary, survey_table, write
+from survey_lib.report.glossary import glossary
 from survey_lib.tables import TABLES, claim
 
 HERE = Path(__file__).parent.parent
 NOTEBOOKS, RESULTS = HERE / "notebooks", HERE / "results"
+READMES = HERE / "README.md", HERE / "README.zh-CN.md"
 BENCHES = ("bench.png", "scale.png")  # figures of `make bench` and `make scale`, not of a run
 # nobody else on the machine can listen to a notebook's kernel
 PRIVATE = Config(KernelManager={"transport_encryption": "auto" if zmq.has("curve") else "disabled"})
@@ -335,11 +337,13 @@ def assemble(out: Path, settings: Settings) -> pd.DataFrame:
     ledger.save(frame, out / "evidence.csv")
     for number, table in TABLES.items():
         sets = ", ".join(sorted(set(frame[frame["table"] == number]["dataset"]))) or "none yet"
-        caption = f"Table {number}. {table.title} Evidence at {settings.scale} scale; data: {sets}."
+        title = f"{table.title} {table.title_zh}."
+        caption = f"Table {number}. {title} Evidence at {settings.scale} scale; data: {sets}."
         write(survey_table(table, frame), out / "tables", f"table{number}", caption)
     if len(frame):
         said = f"All evidence at {settings.scale} scale: effects with 95 % intervals over seeds."
         effects(_with_least(frame), name="evidence", out=out, caption=said)
+    write_atomic(out / "glossary.md", glossary(NOTEBOOKS))
     write_atomic(out / "manifest.json", json.dumps(manifest(frame, settings), indent=2) + "\n")
     shutil.rmtree(out / "progress", ignore_errors=True)
     return frame
@@ -413,15 +417,17 @@ def publish(out: Path) -> None:
         write_atomic(RESULTS / Path(name).name, (out / name).read_bytes())
     for path in notebooks():
         write_atomic(path, (out / "notebooks" / path.name).read_bytes())
+    write_atomic(RESULTS / "glossary.md", glossary(NOTEBOOKS))
     update_readme()
 
 
-def update_readme(path: Path = HERE / "README.md") -> None:
-    """Put the published evidence between the README's markers."""
+def update_readme() -> None:
+    """Put the published evidence between the markers of the README in both languages."""
     begin, end = "<!-- evidence: begin -->", "<!-- evidence: end -->"
-    before, _, rest = path.read_text().partition(begin)
-    _, _, after = rest.partition(end)
-    write_atomic(path, f"{before}{begin}\n{evidence_markdown()}{end}{after}")
+    for path in READMES:
+        before, _, rest = path.read_text().partition(begin)
+        _, _, after = rest.partition(end)
+        write_atomic(path, f"{before}{begin}\n{evidence_markdown()}{end}{after}")
 
 
 def evidence_markdown() -> str:

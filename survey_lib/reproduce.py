@@ -27,10 +27,12 @@ from survey_lib.evidence import cluster, cost, ledger, provenance, verification
 from survey_lib.evidence.lab import SCALES, seed_list
 from survey_lib.evidence.store import explained, mend, read_sealed, versions, write_atomic
 from survey_lib.report import effects, page, records, shown, summary, survey_table, write
+from survey_lib.report.glossary import glossary
 from survey_lib.tables import TABLES, bibliography, errata
 
 HERE = Path(__file__).parent.parent
 NOTEBOOKS, RESULTS = HERE / "notebooks", HERE / "results"
+READMES = HERE / "README.md", HERE / "README.zh-CN.md"
 OVERVIEW = "00_overview"
 BENCHES = ("bench.png", "scale.png")  # figures of `make bench` and `make scale`, not of a run
 # nobody else on the machine can listen to a notebook's kernel
@@ -342,7 +344,8 @@ def assemble(out: Path, settings: Settings) -> pd.DataFrame:
     ledger.save(frame, out / "evidence.csv")
     for number, table in TABLES.items():
         sets = ", ".join(sorted(set(frame[frame["table"] == number]["dataset"]))) or "none yet"
-        caption = f"Table {number}. {table.title} Evidence at {settings.scale} scale; data: {sets}."
+        title = f"{table.title} {table.title_zh}."
+        caption = f"Table {number}. {title} Evidence at {settings.scale} scale; data: {sets}."
         write(survey_table(table, frame), out / "tables", f"table{number}", caption)
     write(errata.frame(), out / "tables", "errata", errata.CAPTION)
     write_atomic(out / "references.bib", bibliography())
@@ -352,6 +355,7 @@ def assemble(out: Path, settings: Settings) -> pd.DataFrame:
         said = f"All evidence at {settings.scale} scale: effects with 95 % intervals over seeds."
         every = effects(ledger.with_least(frame), name="evidence", out=out, caption=said)
         figures.append(every.data)
+    write_atomic(out / "glossary.md", glossary(NOTEBOOKS))
     state = manifest(frame, settings)
     write_atomic(out / "manifest.json", json.dumps(state, indent=2) + "\n")
     inputs = dict(figures=figures, books=notebooks(), citation=HERE / "CITATION.cff")
@@ -422,13 +426,15 @@ def publish(out: Path) -> None:
         notebook = nbformat.read(out / "notebooks" / path.name, as_version=4)
         provenance.stamped(notebook, f"{60 * minutes.get(path.stem, 0):.0f}")
         write_atomic(path, nbformat.writes(notebook) + "\n")
+    write_atomic(RESULTS / "glossary.md", glossary(NOTEBOOKS))
     update_readme()
     records.refresh(HERE)
 
 
-def update_readme(path: Path = HERE / "README.md") -> None:
-    """Put the published evidence between the README's markers."""
-    records.fill(path, "evidence", evidence_markdown())
+def update_readme() -> None:
+    """Put the published evidence between the markers of the README in both languages."""
+    for path in READMES:
+        records.fill(path, "evidence", evidence_markdown())
 
 
 def evidence_markdown() -> str:

@@ -393,3 +393,27 @@ def test_intervals_of_shares_end_where_shares_do(monkeypatch):
         (line,) = seen["fig"].axes[0].collections
         ends = line.get_segments()[0][:, 1]
         assert (ends[0] < 0 and ends[1] > 1) if beyond else (ends.min() >= 0 and ends.max() <= 1)
+
+
+# ---- two languages ------------------------------------------------------------------------------
+
+
+def test_the_chinese_term_stands_beside_the_english_cell_in_every_format(tmp_path, ledger):
+    frame = report.survey_table(TABLES[1], ledger[:0])
+    assert "Limited resources 网络资源受限" in set(frame["Research questions 实际问题"])
+    report.write(frame, tmp_path, "t", f"Table. {TABLES[1].title_zh}")
+    csv, md, tex, page = ((tmp_path / f"t.{k}").read_text() for k in ("csv", "md", "tex", "html"))
+    assert "Limited resources 网络资源受限" in csv and "Limited resources 网络资源受限" in md
+    assert '<span lang="zh-CN">网络资源受限</span>' in page
+    # without a Chinese font, and under pdflatex, the terms are left out
+    assert tex.count(r"\providecommand{\zh}[1]{}") == 1
+    bare = re.sub(r"\\zh\{[^{}]*\}", "", tex)
+    assert r"\zh{网络资源受限}" in tex and not re.search(r"[\u2e80-\u9fff]", bare)
+
+
+def test_every_chinese_heading_and_cell_of_the_survey_is_shown(ledger):
+    for table in TABLES.values():
+        shown = report.survey_table(table, ledger[:0])
+        text = "\n".join([*shown.columns, *shown.to_numpy(dtype=str).ravel()])
+        terms = [z for row in table.rows for z in row.cells_zh.values()] + list(table.columns_zh)
+        assert len(terms) > 3 and all(z in text for z in terms)

@@ -162,7 +162,21 @@ def in_all(lab, chosen: list, tuned: dict, seeds, *, share=1.0, events=EVENTS) -
     }
     runs = lab.sweep(cases, seeds=seeds)
     runs[["scene", "family", "label"]] = runs["label"].str.split("|", expand=True)
+    runs["step"] = runs["label"].map(
+        {m.__name__: how[_knob(m)] / _scale(m) for m, how in tuned.items()}
+    )
     return runs
+
+
+def relatives(charted, scene: str, family: str, step="tuned", **how) -> dict[str, Case]:
+    """A family's methods in a scene as `chart` ran them; step: "tuned", or one for all of them."""
+    steps = dict(zip(charted["label"], charted["step"], strict=True))
+    return {
+        m.__name__: case(m, arguments, scene, **how).but(
+            **{_knob(m): _scale(m) * (steps[m.__name__] if step == "tuned" else step)}
+        )
+        for m, arguments in ways()[family].items()
+    }
 
 
 def _knob(method):

@@ -258,7 +258,8 @@ class Store:
     def __init__(self, folder: Path):
         self.folder = Path(folder)
 
-    def key(self, description: dict) -> str:
+    @staticmethod
+    def key(description: dict) -> str:
         text = json.dumps([description, versions()], sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:32]
 

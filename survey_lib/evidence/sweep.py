@@ -53,10 +53,37 @@ def sweep(
             found[key] = history
             progress.step()
     costs.used(keys)
+    return _tidy(cases, seeds, [found[key] for key in keys])
+
+
+def keys(cases: dict[str, Case], seeds: Iterable[int]) -> list[str]:
+    """Under which key the store keeps each run of all cases and seeds, in their order."""
+    seeds, found = list(seeds), []
+    for case in cases.values():
+        shared = describe(case, seeds[0])
+        found += [Store.key({**shared, "seed": seed}) for seed in seeds]
+    return found
+
+
+def stored(
+    cases: dict[str, Case], seeds: Iterable[int], *, out: Path | str = "build"
+) -> tuple[pd.DataFrame | None, dict[str, Case]]:
+    """What `sweep` would read: its histories, or None where the store under `out` lacks any of
+    them, and the runs that it lacks, each under its key. Nothing is run and nothing is written."""
+    seeds, store = list(seeds), Store(Path(out) / "runs")
+    names = keys(cases, seeds)
+    found = [store.get(key) for key in names]
+    each = [case for case in cases.values() for _ in seeds]
+    lacks = {k: case for k, case, h in zip(names, each, found, strict=True) if h is None}
+    return None if lacks else _tidy(cases, seeds, found), lacks
+
+
+def _tidy(cases, seeds, histories):
+    """One frame of the histories of all cases and seeds, in their order."""
     labels = [(label, case.method.__name__, s) for label, case in cases.items() for s in seeds]
     frames = [
-        found[key].assign(label=label, method=method, seed=seed)
-        for key, (label, method, seed) in zip(keys, labels, strict=True)
+        history.assign(label=label, method=method, seed=seed)
+        for history, (label, method, seed) in zip(histories, labels, strict=True)
     ]
     return pd.concat(frames, ignore_index=True)
 

@@ -108,6 +108,17 @@ def play(lab, data: str, rounds: int, cycle: float, target: float, seeds) -> pd.
     return pd.DataFrame(rows, columns="kind degree method seed step accuracy bytes".split())
 
 
+def entrants(known: dict, played: pd.DataFrame, world: str, step="tuned") -> dict[str, Case]:
+    """Every method in one world, "kind, degree": with the step that `play` found for it there, or
+    all with the same. known: `cases`."""
+    steps = {(f"{e.kind}, {e.degree}", e.method): e.step for e in played.itertuples()}
+    return {
+        name: case.but(**{METHODS[name][2]: steps[world, name] if step == "tuned" else step})
+        for (kind, degree, name), case in known.items()
+        if f"{kind}, {degree}" == world
+    }
+
+
 def winners(played: pd.DataFrame) -> pd.DataFrame:
     """Who wins each world, shared data aside, and how sure that is: by how many points over the
     next, the p-value of that difference (paired t over seeds), and in how many of the seeds the

@@ -23,13 +23,21 @@ LATEX |= {c: f"{LATEX.get(c, c)}\\allowbreak{{}}" for c in "_/"}  # an id may be
 LATEX |= {"<": r"\textless{}", ">": r"\textgreater{}", "|": r"\textbar{}", "±": r"$\pm$"}
 
 
+CHINESE = re.compile(r"[\u2e80-\u9fff\uff00-\uffef][\u2e80-\u9fff\uff00-\uffef“”]*")
+ZH = r"""% \newcommand{\zh}[1]{#1} before this shows the Chinese terms (XeLaTeX, package ctex)
+\providecommand{\zh}[1]{}
+"""
+
+
 def survey_table(table, ledger: pd.DataFrame) -> pd.DataFrame:
     """The table as the survey prints it, with a line per row and method for what was measured, or
-    where else it was."""
+    where else it was. After an English heading or cell stands the Chinese term of the survey's
+    text, where it has one."""
     lines = []
     for row in table.rows:
         known = _lines_of(ledger, table, [row])
-        cells = [row.cells.get(column, "") for column in table.columns]
+        terms = getattr(row, "cells_zh", {})
+        cells = [f"{row.cells.get(c, '')} {terms.get(c, '')}".strip() for c in table.columns]
         if not getattr(row, "in_table", True):
             cells[0] = f"{cells[0]} (in the text only)".strip()
         for method in dict.fromkeys([*row.methods, *known.method]) or [""]:
@@ -37,7 +45,9 @@ def survey_table(table, ledger: pd.DataFrame) -> pd.DataFrame:
                 place = None if found else elsewhere(table, row, method)
                 lines.append([*cells, method, *_evidence(found, place, table)])
                 cells = [""] * len(cells)  # shown once per row
+    terms = getattr(table, "columns_zh", [""] * len(table.columns))
     columns = [f"{c} (survey)" if c in EVIDENCE else c for c in table.columns]
+    columns = [f"{c} {zh}".strip() for c, zh in zip(columns, terms, strict=True)]
     return pd.DataFrame(lines, columns=[*columns, *EVIDENCE])
 
 
@@ -135,7 +145,7 @@ def html(frame: pd.DataFrame, caption: str | None = None) -> HTML:
         if tag == "td" and heads[j] == "verdict" and text in VERDICTS:
             text = badge(text).data
         else:
-            text = web.escape(text)
+            text = CHINESE.sub(r'<span lang="zh-CN">\g<0></span>', web.escape(text))
         side = "right" if right[j] else "left"
         return f'<{tag} style="padding:4px 8px;text-align:{side};{look}">{text}</{tag}>'
 
@@ -161,7 +171,7 @@ def write(frame: pd.DataFrame, folder, stem: str, caption: str) -> list[Path]:
     texts = {
         "csv": frame.to_csv(index=False, lineterminator="\n"),
         "md": _markdown(*_texts(frame), caption),
-        "tex": _latex(*_texts(frame), caption, stem),
+        "tex": ZH + _latex(*_texts(frame), caption, stem),
         "html": html(frame, caption).data + "\n",
     }
     return [write_atomic(Path(folder) / f"{stem}.{kind}", text) for kind, text in texts.items()]
@@ -182,7 +192,8 @@ def _latex(heads, lines, right, caption, stem):
     XeLaTeX or LuaLaTeX it takes any letters; Chinese ones show where the font has them."""
 
     def clean(text):
-        return "".join(LATEX.get(c, c) for c in " ".join(text.split()))
+        text = "".join(LATEX.get(c, c) for c in " ".join(text.split()))
+        return CHINESE.sub(r"\\zh{\g<0>}", text)
 
     def row(texts):
         return " & ".join(map(clean, texts)) + r" \\"

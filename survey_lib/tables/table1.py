@@ -41,7 +41,14 @@ ROWS = (
             "Reduce traffic",
             "[56]",
         ),
-        cells_zh=cells(COLUMNS, "同步", "通信层次", "有限的网络资源", "", ""),
+        cells_zh=cells(
+            COLUMNS,
+            "同步",
+            "通信层次",
+            "有限的网络资源",
+            "避免因网络传输数据的冗余性带来的通信资源上不必要的消耗",
+            "",
+        ),
         refs=(56,),
         methods=("gaia_asp",),
         says=(
@@ -60,7 +67,14 @@ ROWS = (
             "Shorten communication time",
             "[58–59]",
         ),
-        cells_zh=cells(COLUMNS, "同步", "设备层次", "设备异构性", "", ""),
+        cells_zh=cells(
+            COLUMNS,
+            "同步",
+            "设备层次",
+            "设备异构性",
+            "避免因“落后者”而拉长通信回合长度带来的损失",
+            "",
+        ),
         refs=(58, 59),
         methods=("backup_workers", "fedcs"),
         says=(

@@ -118,7 +118,7 @@ ROWS = (
             "Avoid redundant communication and computing",
             "[78]",
         ),
-        cells_zh=cells(COLUMNS, "通信消耗", "允许通信和计算量重叠", "", ""),
+        cells_zh=cells(COLUMNS, "通信消耗", "允许通信和计算量重叠", "降低通信资源消耗", ""),
         refs=(78,),
         methods=("sgp", "osgp"),
         says=(

@@ -39,6 +39,7 @@ def page(ledger: pd.DataFrame, manifest: dict, *, figures=(), books=(), citation
     tables = [_table(table, ledger, headings) for table in TABLES.values()]
     used = {n for table in TABLES.values() for row in table.rows for n in row.refs}
     bib = references()
+    works = {n: _cited(bib[f"ref{n}"]) for n in sorted(used | {*ledger["ref"]}) if f"ref{n}" in bib}
     known = Counter(ledger["verdict"])
     style, script = (_file(f"page.{kind}") for kind in ("css", "js"))
     style = "\n".join([*_tones(), style])
@@ -61,7 +62,7 @@ def page(ledger: pd.DataFrame, manifest: dict, *, figures=(), books=(), citation
         seeds=(int(ledger["seeds"].min()), int(ledger["seeds"].max())) if len(ledger) else (0, 0),
         figures=[_figure(figure) for figure in figures],
         errata=[(table, table.errata) for table in TABLES.values() if table.errata],
-        references=[(n, _cited(bib[f"ref{n}"])) for n in sorted(used) if f"ref{n}" in bib],
+        works=works,
         cite=cite,
         survey=cite["references"][0],
         manifest=_flat(manifest),

@@ -16,9 +16,10 @@ import yaml
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from survey_lib.errors import UsageError
+from survey_lib.evidence.discoveries import sentence
 from survey_lib.report.tables import claimed, elsewhere, summary
 from survey_lib.report.text import NO_EVIDENCE, VERDICTS, effect_text, number
-from survey_lib.tables import TABLES, claim, references
+from survey_lib.tables import TABLES, claim, errata, references
 
 WIDTH, EDGE = 240, 8  # of a drawn interval, in pixels
 FIGURE = re.compile(
@@ -61,7 +62,13 @@ def page(ledger: pd.DataFrame, manifest: dict, *, figures=(), books=(), citation
         total=len(ledger),
         seeds=(int(ledger["seeds"].min()), int(ledger["seeds"].max())) if len(ledger) else (0, 0),
         figures=[_figure(figure) for figure in figures],
-        errata=[(table, table.errata) for table in TABLES.values() if table.errata],
+        errata=[
+            (f"Table {table.number} and section {table.section}", table.errata)
+            for table in TABLES.values()
+            if table.errata
+        ]
+        + [("Elsewhere", errata.GENERAL)],
+        chance=sentence(ledger).replace("`", ""),
         works=works,
         cite=cite,
         survey=cite["references"][0],

@@ -139,7 +139,7 @@ def test_the_page_loads_nothing_and_its_links_lead_somewhere(text, parsed):
             assert not anchor or unquote(anchor) in headings[name], address
             sections += bool(anchor)
         elif place:
-            assert place == "glossary.md" or re.match(r"https://[\w.]+/", place), address
+            assert place == "glossary.md" or re.match(r"https://[\w.-]+/", place), address
         else:
             assert anchor in ids or "=" in anchor, address
     assert sections == len(PUBLISHED)

@@ -84,7 +84,7 @@ def test_choices_go_to_the_figure_or_to_the_cases(lab):
 def test_a_missing_point_is_offered_with_its_seconds_and_not_run(lab):
     found, before = explored(lab), files(lab.out)
     found.menus["eta"].value = "0.2"
-    assert re.match(r"2 of the runs .* not in the store: about \d+ s\.$", found.said.value)
+    assert re.match(r"2 of the 2 runs .* not stored: about \d+ s\.$", found.said.value)
     assert found.frame.value == "" and found.button.layout.display is None
     assert files(lab.out) == before
     (lab.out / "cost" / "runs.jsonl").unlink()
@@ -124,7 +124,7 @@ def test_under_the_runner_there_is_the_picture_alone(lab, monkeypatch):
     shown = partial(explorer, lab, cases=eta_case, figure=curves, name="try")
     assert shown(CHOICES).data == shown(CHOICES).data and "<figure" in shown(CHOICES).data
     missing = shown(dict(eta=(0.2,)))
-    assert missing.data.startswith("<p>2 of the runs") and "<figure" not in missing.data
+    assert missing.data.startswith("<p>2 of the 2 runs") and "<figure" not in missing.data
 
 
 # ---- a real kernel ------------------------------------------------------------------------------
@@ -138,7 +138,7 @@ before = sorted(store.rglob("*.json"))
 x.set_state({"index": 1})  # what a browser sends
 assert "data sent by all devices" in frame.value and said.value == "", said.value
 eta.set_state({"index": 1})
-assert "not in the store: about" in said.value and not frame.value, said.value
+assert "not stored: about" in said.value and not frame.value, said.value
 assert button.layout.display is None and sorted(store.rglob("*.json")) == before
 button._handle_button_msg(button, {"event": "click"}, [])
 assert "<figure" in frame.value and button.layout.display == "none", said.value

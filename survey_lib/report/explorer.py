@@ -6,6 +6,7 @@ import inspect
 import os
 from collections.abc import Callable
 from itertools import product
+from statistics import mean
 
 import ipywidgets as widgets
 from IPython.display import HTML, display
@@ -79,14 +80,16 @@ class Explorer:
 
     def offer(self) -> str:
         """How many runs are missing, and the seconds that they take."""
-        lacks = stored(self.runs(), self.seeds, out=self.lab.out)[1]
+        runs = self.runs()
+        lacks = stored(runs, self.seeds, out=self.lab.out)[1]
         seconds = self.seconds(list(lacks.values()))
         price = "unknown time" if seconds is None else f"about {max(1, round(seconds))} s"
-        return f"{len(lacks)} of the runs for this picture are not in the store: {price}."
+        every = len(runs) * len(self.seeds)
+        return f"{len(lacks)} of the {every} runs behind this picture are not stored: {price}."
 
     def seconds(self, lacks: list) -> float | None:
-        """What these cases take, a run each, by what the same methods took at the other choices;
-        None where that is not known."""
+        """What these cases take, a run each, by what the same methods, else all of them, took at
+        the other choices; None where nothing is known."""
         known, taken = Costs(self.lab.out).runs()["seconds"], {}
         own = {k: v.values() for k, v in self.values.items() if k not in self.drawn}
         for point in product(*own.values()):
@@ -94,9 +97,11 @@ class Explorer:
             for case, key in zip(cases.values(), keys(cases, self.seeds[:1]), strict=True):
                 if key in known.index:
                     taken.setdefault(case.method, []).append(known[key])
-        if not all(case.method in taken for case in lacks):
+        if not taken:
             return None
-        return sum(sum(taken[c.method]) / len(taken[c.method]) for c in lacks) / self.lab.jobs
+        any_method = [s for seconds in taken.values() for s in seconds]
+        each = [mean(taken.get(case.method, any_method)) for case in lacks]
+        return sum(each) / self.lab.jobs
 
     def look(self, _=None) -> None:
         """Show what is chosen, or offer it."""

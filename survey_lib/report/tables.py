@@ -200,10 +200,11 @@ def _latex(heads, lines, right, caption, stem):
 
     caption = re.sub(r"^Table \d+\. ", "", caption)  # LaTeX numbers tables itself
     need = [_need(column) for column in zip(heads, *lines, strict=True)]
+    share = [math.floor(1e4 * n / sum(need)) / 1e4 for n in need]  # together at most 1
     columns = "".join(
         rf">{{\{'raggedleft' if r else 'raggedright'}\arraybackslash}}"
-        rf"p{{\dimexpr {n / sum(need):.4f}\linewidth-2\tabcolsep}}"
-        for r, n in zip(right, need, strict=True)
+        rf"p{{\dimexpr {n:.4f}\linewidth-2\tabcolsep}}"
+        for r, n in zip(right, share, strict=True)
     )
     head = f"\\toprule\n{row(heads)}\n\\midrule\n"
     return (

@@ -83,6 +83,12 @@ def trimmed(partition: Partition, share: float) -> Partition:
     return partial(_trimmed, partition=partition, share=share)
 
 
+def lacking(missing: int) -> Partition:
+    """Every device lacks so many labels, each label as many devices, and those that have it share
+    its samples evenly."""
+    return partial(_lacking, missing=missing)
+
+
 def everything() -> Partition:
     """Every device holds all samples: learners that draw from one pool."""
     return _everything
@@ -103,6 +109,19 @@ def persistent(r: float, size: int | None = None) -> Partition:
     if not 0 <= r <= 1:
         raise UsageError(f"persistent(r={r}): a probability is a number from 0 to 1")
     return partial(_persistent, r=r, size=size)
+
+
+def _lacking(y, n, *key, missing):
+    if not 0 <= missing < len(np.unique(y)):
+        raise UsageError(f"lacking({missing}): expected 0 to {len(np.unique(y)) - 1} labels")
+    rng, labels, parts = stream("lacking", *key), np.unique(y), [[] for _ in range(n)]
+    order = np.resize(rng.permutation(labels), n * missing).reshape(n, missing)
+    for c in labels:
+        there = np.flatnonzero((order != c).all(1))
+        rows = rng.permutation(np.flatnonzero(y == c))
+        for i, own in zip(there, np.array_split(rows, max(1, len(there))), strict=False):
+            parts[i].append(own)
+    return fill([np.concatenate([np.zeros(0, int), *p]) for p in parts])
 
 
 def _kept_back(y, n, *key, partition, share):

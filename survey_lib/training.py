@@ -119,17 +119,20 @@ class Task:
         size = max(20, int(2 * CHUNK // self.network.flops))  # images at a time
         right, loss = torch.zeros(2, len(X), dtype=torch.float64, device=X.device)
         for part in _chunks(self, len(X), min(size, len(y_test))):
-            W, b = _unstack(self.network, X[part], copy=False)
             for images, y in zip(x_test.split(size), y_test.split(size), strict=True):
-                if self.network.by_hand:
-                    images = images.expand(len(W[0]), *images.shape)
-                    z, _ = forward(self.network.by_hand, W, b, images)
-                else:
-                    z = torch.stack([self.network(x, images) for x in X[part]])
+                z = cohort_logits(self.network, X[part], images.expand(len(X[part]), *images.shape))
                 y = y.expand(z.shape[:2])
                 right[part] += (z.argmax(2) == y).sum(1)
                 loss[part] += F.cross_entropy(z.mT, y, reduction="none").double().sum(1)
         return (right / len(y_test)).cpu().numpy(), (loss / len(y_test)).cpu().numpy()
+
+
+@torch.no_grad()
+def cohort_logits(network: Network, X: Tensor, images: Tensor) -> Tensor:
+    """(k, B, classes): the outputs of the models X (k, d), each for its images (k, B, ...)."""
+    if not network.by_hand:
+        return torch.stack([network(x, own) for x, own in zip(X, images, strict=True)])
+    return forward(network.by_hand, *_unstack(network, X, copy=False), images)[0]
 
 
 def cross_entropy(z: Tensor, y: Tensor, rows: Tensor, members: Tensor) -> Tensor:

@@ -110,7 +110,7 @@ def test_a_wrong_call_says_what_to_do(changes, message, tmp_path):
 # ---- methods with a mistake: variations of one that is right ------------------------------------
 
 
-def right(task, world, *, eta, wrong=lambda task, x, r: x, seed=0):
+def right(task, world, *, eta, wrong=lambda task, x, r: x, careful=len, seed=0):
     x = task.init()
     for r in itertools.count():
         x = wrong(task, x, r)
@@ -118,7 +118,8 @@ def right(task, world, *, eta, wrong=lambda task, x, r: x, seed=0):
         chosen = world.broadcast(np.arange(task.n), x)
         Y = local_sgd(task, world, chosen, x, eta=eta, B=10, K=1, seed=(seed, r))
         up = world.gather(chosen, Y)
-        x = mean(Y[up], task.sizes[chosen[up]])
+        if careful(up):
+            x = mean(Y[up], task.sizes[chosen[up]])
 
 
 def in_place(task, world, *, eta, seed=0):
@@ -152,6 +153,10 @@ def seedless(task, world, *, eta):
     yield task.init()
 
 
+def averages_nobody(task, world, *, eta, seed=0):
+    yield from right(task, world, eta=eta, careful=lambda up: True, seed=seed)
+
+
 def waits_for_nobody(task, world, *, eta, seed=0):
     for _ in right(task, world, eta=eta, seed=seed):
         yield torch.zeros(0, task.d).mean(0)
@@ -178,6 +183,7 @@ def case(method, **arguments):
         (returns, "returned Tensor; a method is a generator"),
         (seedless, "takes .task, world, eta.; .* add seed"),
         (waits_for_nobody, "not finite in round 0; .*where nobody answered"),
+        (averages_nobody, "the mean of no models; where nobody answered"),
         (first_answers, "raised TypeError after round 0: .*missing 3 required"),
     ],
 )

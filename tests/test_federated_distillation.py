@@ -16,14 +16,13 @@ from survey_lib.methods.federated_distillation import (
     faug,
     fd_wireless_hfd,
     gaussian,
-    label_counts,
-    lacking,
+    held_labels,
     mean_samples,
 )
 from survey_lib.methods.personal_models import public_rows
 from survey_lib.methods.server_sync import fedavg
 from survey_lib.models import cnn, mlp
-from survey_lib.partition import dirichlet
+from survey_lib.partition import dirichlet, lacking
 from survey_lib.soft_labels import decode, number, points, quantise
 from survey_lib.tasks import Mixed, redealt
 from survey_lib.training import Task, train
@@ -49,26 +48,13 @@ def state(method, task, world, rounds, **how):
     return steps.gi_frame.f_locals
 
 
-def test_lacking():
-    """Every device lacks so many labels, each label as many devices."""
-    y = np.arange(600) % C
-    parts = lacking(4)(y, 10, 3)
-    counts = np.array([np.bincount(y[p], minlength=C) for p in parts])
-    assert ((counts == 0).sum(1) == 4).all() and ((counts == 0).sum(0) == 4).all()
-    assert (counts[counts > 0] == 10).all() and len(np.unique(np.concatenate(parts))) == 600
-    other = lacking(4)(y, 10, 4)
-    assert any(set(a) != set(b) for a, b in zip(parts, other, strict=True))
-    [alone] = lacking(4)(y, 1, 3)
-    assert len(alone) == 360
-
-
 # ---- faug --------------------------------------------------------------------------------------
 
 
 def test_after_augmentation_all_labels_are_equally_frequent():
     task, world = lacks(), World(N)
     data = state(faug, task, world, 1, **HOW)["data"]
-    before, after = label_counts(task, range(N)), label_counts(data, range(N))
+    before, after = held_labels(task, range(N)), held_labels(data, range(N))
     assert ((before == 0).sum(1) == 4).all()
     assert (after == before.max(1, keepdims=True)).all()
     for i in range(N):  # the own samples are all there, and none of another's
@@ -346,7 +332,7 @@ def test_hfd_by_autograd(network):
                     loss = loss - 0.6 / C * (s * log_p).sum()
                 Y[i] = Y[i] - 0.2 * torch.autograd.grad(loss, x)[0]
             told.append(task.logits(Y[i], means).softmax(-1))
-        has = torch.from_numpy(label_counts(task, range(3))[:, held] > 0).double()
+        has = torch.from_numpy(held_labels(task, range(3))[:, held] > 0).double()
         s = (has[..., None] * torch.stack(told)).sum(0) / has.sum(0)[:, None]
     close(found[4], torch.stack(Y), 1e-10)
 

@@ -18,6 +18,7 @@ from survey_lib.partition import (
     kept_back,
     label_counts,
     label_skew,
+    lacking,
     mixed,
     persistent,
     places,
@@ -490,3 +491,19 @@ def test_what_is_kept_back_is_of_all_classes_and_the_rest_is_split_as_ever(split
 def test_kept_back_wants_a_share(share):
     with pytest.raises(UsageError, match="share"):
         kept_back(iid(), share)
+
+
+def test_lacking():
+    """Every device lacks so many labels, each label as many devices."""
+    y = np.arange(600) % 10
+    parts = lacking(4)(y, 10, 3)
+    counts = np.array([np.bincount(y[p], minlength=10) for p in parts])
+    assert ((counts == 0).sum(1) == 4).all() and ((counts == 0).sum(0) == 4).all()
+    assert (counts[counts > 0] == 10).all() and len(np.unique(np.concatenate(parts))) == 600
+    other = lacking(4)(y, 10, 4)
+    assert any(set(a) != set(b) for a, b in zip(parts, other, strict=True))
+    [alone] = lacking(4)(y, 1, 3)
+    assert len(alone) == 360
+    for missing in (-1, 10):
+        with pytest.raises(UsageError, match="expected 0 to 9 labels"):
+            lacking(missing)(y, 10, 3)

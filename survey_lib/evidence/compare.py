@@ -96,7 +96,7 @@ def _verdict(claim, runs, value, target):
 def check(case: Case, rounds: int = 3) -> None:
     """UsageError, with what to do, if the case's method breaks the contract of a method in its
     first rounds: what it takes, what it yields, that it leaves it alone, that time passes, that a
-    second run gives the same bits."""
+    second run gives the same bits, that it survives a world in which no message arrives."""
     name = case.method.__name__
     known = inspect.signature(case.method).parameters
     free = any(p.kind is p.VAR_KEYWORD for p in known.values())
@@ -112,12 +112,14 @@ def check(case: Case, rounds: int = 3) -> None:
             f"{name}: two runs with one seed differ; draw from survey_lib.streams.stream(seed, r), "
             "not from a global generator, and keep no state outside the function"
         )
+    _models(case, rounds, loss=1.0)
 
 
-def _models(case, rounds):
-    """The first rounds + 1 models of a run with a seed that no evidence uses, each looked at."""
+def _models(case, rounds, **changes):
+    """The first rounds + 1 models of a run with a seed that no evidence uses, each looked at.
+    changes: of the case's world."""
     name, task = case.method.__name__, case.problem(**case.task, seed=1000)
-    world = World(**{"n": task.n} | case.world, seed=1000)
+    world = World(**{"n": task.n} | case.world | changes, seed=1000)
     yielded, copies, r = [], [], 0
     try:
         made = case.method(task, world, **case.arguments, seed=1000)

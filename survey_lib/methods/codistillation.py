@@ -13,13 +13,19 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from survey_lib.backprop import forward
 from survey_lib.errors import UsageError
 from survey_lib.models import Build, Network
 from survey_lib.streams import stream
 from survey_lib.tasks import kinds, redealt
 from survey_lib.topology import complete
-from survey_lib.training import _unstack, cross_entropy, gradients_on, local_sgd, schedule, work
+from survey_lib.training import (
+    cohort_logits,
+    cross_entropy,
+    gradients_on,
+    local_sgd,
+    schedule,
+    work,
+)
 
 
 def codistillation(task, world, *, K, B, eta, alpha=1.0, burn_in=0, unlike=False, seed=0):
@@ -135,7 +141,7 @@ def mutual_sgd(task, shared, world, chosen, P, x, *, alpha, beta, K, B, eta, see
         for t in range(K):
             batch, images = (rows[:, t], weight[:, t]), part.x[rows[:, t].clamp(min=0)]
             q_p, q_m = (
-                torch.softmax(logits(net.network, V, images), -1)
+                torch.softmax(cohort_logits(net.network, V, images), -1)
                 for net, V in ((part, Y), (shared, m))
             )
             G_p = gradients_on(part, Y, *batch, partial(mutual, other=q_m, share=alpha))
@@ -218,19 +224,11 @@ def as_network(task, build: Build | None):
 
 @torch.no_grad()
 def outputs(task, chosen, X: Tensor, images: Tensor) -> Tensor:
-    """`logits` of the chosen devices' models X (k, d), each with its device's network."""
+    """`cohort_logits` of the chosen devices' models X (k, d), each with its device's network."""
     Z = torch.zeros(*images.shape[:2], task.classes, dtype=X.dtype)
     for some, part in kinds(task, chosen):
-        Z[some] = logits(part.network, X[some, : part.d], images[some])
+        Z[some] = cohort_logits(part.network, X[some, : part.d], images[some])
     return Z
-
-
-@torch.no_grad()
-def logits(network: Network, X: Tensor, images: Tensor) -> Tensor:
-    """(k, B, C): of the models X (k, d) for their images (k, B, ...)."""
-    if not network.by_hand:
-        return torch.stack([network(x, own) for x, own in zip(X, images, strict=True)])
-    return forward(network.by_hand, *_unstack(network, X, copy=False), images)[0]
 
 
 def trained(task, world, on, Y, loss, **how) -> Tensor:

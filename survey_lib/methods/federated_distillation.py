@@ -21,7 +21,6 @@ from survey_lib.methods.codistillation import (
 )
 from survey_lib.methods.distillation import bits, federated_distillation_fd, regularised
 from survey_lib.methods.personal_models import public_rows
-from survey_lib.partition import Partition, fill
 from survey_lib.soft_labels import encode, number, points, quantise
 from survey_lib.streams import stream
 from survey_lib.tasks import kinds, redealt
@@ -57,7 +56,7 @@ def faug(
     generator, rounds = generator or gaussian, then(task, world, **arguments, seed=seed)
     yield with_extra(next(rounds), leakage=0.0)
     on = world.online()
-    held = label_counts(task, on)  # (k, C)
+    held = held_labels(task, on)  # (k, C)
     target = held < held.sum(1, keepdims=True) / (2 * task.classes)
     able = target.any(1)
     on, held, target, data, leakage = on[able], held[able], target[able], task, 0.0
@@ -88,24 +87,7 @@ def with_extra(value, **more):
     return X, extra | more
 
 
-def lacking(missing: int) -> Partition:
-    """A partition (partition.py) in which every device lacks so many labels, each label as many
-    devices, and those that have it share its samples evenly."""
-    return partial(_lacking, missing=missing)
-
-
-def _lacking(y, n, *key, missing):
-    rng, labels, parts = stream("lacking", *key), np.unique(y), [[] for _ in range(n)]
-    order = np.resize(rng.permutation(labels), n * missing).reshape(n, missing)
-    for c in labels:
-        there = np.flatnonzero((order != c).all(1))
-        rows = rng.permutation(np.flatnonzero(y == c))
-        for i, own in zip(there, np.array_split(rows, max(1, len(there))), strict=False):
-            parts[i].append(own)
-    return fill([np.concatenate([np.zeros(0, int), *p]) for p in parts])
-
-
-def label_counts(task, chosen) -> np.ndarray:
+def held_labels(task, chosen) -> np.ndarray:
     """(k, C): samples of each label at the chosen devices."""
     rows = [np.bincount(task.y[task.rows(i)], minlength=task.classes) for i in chosen]
     return np.array(rows, int).reshape(-1, task.classes)
@@ -296,7 +278,7 @@ def fd_wireless_hfd(
             images = data.x[len(task.y) :]
             images = images.expand(len(on), *images.shape)
             mean = torch.softmax(outputs(task, on, Y[on], images), -1)  # (k, C, C)
-            has = torch.from_numpy((label_counts(task, on) > 0) & able[on, None])
+            has = torch.from_numpy((held_labels(task, on) > 0) & able[on, None])
         else:
             total, count = Y.new_zeros(len(on), C, C), Y.new_zeros(len(on), C)
             loss = partial(regularised, **told, total=total, count=count)
@@ -327,7 +309,7 @@ def averages(v: Tensor, C: int) -> tuple[Tensor, Tensor]:
 def mean_samples(task, world, on):
     """The offline phase: the task with the mean sample of each class as C samples more, zeros where
     there is none, and which devices know them (n,)."""
-    held = torch.from_numpy(label_counts(task, on)).to(task.dtype)  # (k, C)
+    held = torch.from_numpy(held_labels(task, on)).to(task.dtype)  # (k, C)
     rows = [torch.from_numpy(task.rows(i)) for i in on]
     flags = [F.one_hot(task.y[own], task.classes).to(task.dtype).T for own in rows]
     means = [f @ task.x[own].flatten(1) for f, own in zip(flags, rows, strict=True)]

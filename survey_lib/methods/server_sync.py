@@ -21,7 +21,9 @@ def sample(n: int, S: int, *key) -> np.ndarray:
 
 
 def mean(rows: Tensor, weight) -> Tensor:
-    """(d,): sum_i weight_i rows_i / sum_i weight_i."""
+    """(d,): sum_i weight_i rows_i / sum_i weight_i. UsageError for no rows, which have no mean."""
+    if not len(rows):
+        raise UsageError("the mean of no models; where nobody answered (`if len(up):`) keep x")
     weight = torch.as_tensor(weight, dtype=rows.dtype)
     return (weight / weight.sum()) @ rows
 

@@ -97,7 +97,7 @@ CLAIMS = (
             "the same availability without a cycle."
         ),
         baseline="fedavg, the same mean availability at any time",
-        metric="amplitude of the accuracy on classes 0 to 4 at the cycle's period",
+        metric="amplitude of accuracy at the cycle's period",
         unit="points",
         effect="ratio",
         direction=1,

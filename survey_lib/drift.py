@@ -13,8 +13,6 @@ from functools import partial
 import numpy as np
 import torch
 from torch import Tensor
-from torchvision.transforms import InterpolationMode
-from torchvision.transforms.functional import rotate
 
 from survey_lib.data import Data, load
 from survey_lib.errors import UsageError
@@ -22,6 +20,7 @@ from survey_lib.models import Build
 from survey_lib.partition import Partition, everything
 from survey_lib.streams import stream, uniform
 from survey_lib.training import Task
+from survey_lib.views import turned
 
 Drift = Callable[..., tuple[Tensor, Tensor]]
 Prior = Callable[[int, int], np.ndarray]
@@ -134,7 +133,7 @@ def _swapped(x, y, t, i, n, classes, *, at, pairs, spread):
 def _turning(x, y, t, i, n, classes, *, at, degrees):
     x = x.clone()
     for r in np.unique(t[t > at]):
-        x[t == r] = rotate(x[t == r], degrees * float(r - at), InterpolationMode.BILINEAR)
+        x[t == r] = turned(x[t == r], degrees * float(r - at))
     return x, y
 
 

@@ -26,8 +26,9 @@ from survey_lib.errors import UsageError
 from survey_lib.evidence import cluster, cost, ledger, provenance, verification
 from survey_lib.evidence.lab import SCALES, seed_list
 from survey_lib.evidence.store import explained, mend, read_sealed, versions, write_atomic
-from survey_lib.report import effects, page, records, shown, summary, survey_table, write
+from survey_lib.report import effects, records, summary, survey_table, write
 from survey_lib.report.glossary import glossary
+from survey_lib.report.page import page, shown
 from survey_lib.tables import TABLES, bibliography, errata
 
 HERE = Path(__file__).parent.parent

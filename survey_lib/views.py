@@ -11,8 +11,6 @@ from functools import partial
 
 import torch
 from torch import Tensor
-from torchvision.transforms import InterpolationMode
-from torchvision.transforms.functional import rotate
 
 from survey_lib.errors import UsageError
 from survey_lib.streams import stream
@@ -42,6 +40,17 @@ def renamed(swaps: int | None = None, groups: int = 2) -> View:
     return partial(_renamed, swaps=swaps, groups=groups)
 
 
+def turned(x: Tensor, angle: float) -> Tensor:
+    """The images x (m, c, h, w) turned by so many degrees; what comes in at the corners is black,
+    the least value of any of them."""
+    if not angle or not len(x):
+        return x
+    from torchvision.transforms import InterpolationMode  # seconds, which few processes need
+    from torchvision.transforms.functional import rotate
+
+    return rotate(x, angle, InterpolationMode.BILINEAR, fill=[x.min().item()] * x.shape[1])
+
+
 def names(classes: int, group: int, *key, swaps: int | None = None) -> Tensor:
     """(classes,): what each class is called in a group, see `renamed`."""
     order = stream("names", group, *key).permutation(classes)
@@ -69,20 +78,13 @@ def _rotated(x, y, i, n, classes, *key, most, groups, mixed=False):
         group = stream("groups", i, *key).integers(groups, size=len(x))
         seen = x.clone()
         for g in range(groups):
-            seen[group == g] = _turn(x[group == g], most * g / (groups - 1))
+            seen[group == g] = turned(x[group == g], most * g / (groups - 1))
         return seen, y
     if groups is None:
         angle = float(stream("angle", i, *key).uniform(-most, most))
     else:
         angle = most * (i % groups) / (groups - 1)
-    return _turn(x, angle), y
-
-
-def _turn(x, angle):
-    if not angle or not len(x):
-        return x
-    black = [x.min().item()] * x.shape[1]  # what comes in at the corners
-    return rotate(x, angle, InterpolationMode.BILINEAR, fill=black)
+    return turned(x, angle), y
 
 
 def _renamed(x, y, i, n, classes, *key, swaps, groups):

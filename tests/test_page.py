@@ -16,8 +16,8 @@ from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_outp
 
 from survey_lib.errors import UsageError
 from survey_lib.evidence import ledger
-from survey_lib.report import effects, page, shown
-from survey_lib.report.page import drawn, sections
+from survey_lib.report import effects
+from survey_lib.report.page import drawn, page, sections, shown
 from survey_lib.tables import TABLES
 
 ROOT = Path(__file__).parent.parent

@@ -12,7 +12,6 @@ from survey_lib.report.figures import (
     points,
     show,
 )
-from survey_lib.report.page import page, shown
 from survey_lib.report.source import show_source
 from survey_lib.report.tables import (
     badge,
@@ -28,6 +27,6 @@ from survey_lib.report.tables import (
 
 __all__ = [
     "atlas", "badge", "bars", "boxes", "bubbles", "counts", "curves", "effects", "gantt", "heat",
-    "html", "outcomes", "own_lines", "page", "points", "ranking", "show", "show_source", "shown",
-    "summary", "survey_table", "turns", "verdict_html", "write",
+    "html", "outcomes", "own_lines", "points", "ranking", "show", "show_source", "summary",
+    "survey_table", "turns", "verdict_html", "write",
 ]  # fmt: skip

@@ -36,8 +36,14 @@ NOTEBOOKS, RESULTS = HERE / "notebooks", HERE / "results"
 READMES = HERE / "README.md", HERE / "README.zh-CN.md"
 OVERVIEW = "00_overview"
 BENCHES = ("bench.png", "scale.png")  # figures of `make bench` and `make scale`, not of a run
-# nobody else on the machine can listen to a notebook's kernel
-PRIVATE = Config(KernelManager={"transport_encryption": "auto" if zmq.has("curve") else "disabled"})
+KERNEL = Config(
+    KernelManager=dict(
+        # nobody else on the machine can listen to it
+        transport_encryption="auto" if zmq.has("curve") else "disabled",
+        # a kernel whose workers hold its output does not end by itself
+        shutdown_wait_time=1.0,
+    )
+)
 
 
 class Once(NBClientEngine):
@@ -219,7 +225,7 @@ def execute(path: Path, settings: Settings, out: Path, jobs: int = 1) -> str:
             progress_bar=False,
             start_timeout=300,
             engine_name="once",
-            config=PRIVATE,
+            config=KERNEL,
         )
     except Exception as failure:  # a cell that raises, a kernel that dies, a disk that is full
         said = str(failure).strip()

@@ -327,6 +327,11 @@ def test_seed_list_refuses(text):
         seed_list(text)
 
 
+def test_figures_beside_a_claim_take_one_seed_at_quick_scale(tmp_path):
+    assert Lab("x", scale="quick", out=tmp_path).few(3) == [0]
+    assert Lab("x", scale="full", out=tmp_path).few(3) == [0, 1, 2]
+
+
 def test_lab_refuses_an_unknown_scale():
     with pytest.raises(UsageError, match='SCALE="big" is unknown; expected one of quick, full'):
         Lab("01_architectures", scale="big")

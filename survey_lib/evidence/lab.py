@@ -70,6 +70,10 @@ class Lab:
         """One value for each scale."""
         return quick if self.scale == "quick" else full
 
+    def few(self, k: int) -> list[int]:
+        """The first k seeds, for a figure beside a claim; at quick scale the first alone."""
+        return self.seeds[: self.pick(quick=1, full=k)]
+
     def data(self, full: str = "digits") -> str:
         """The data set of an experiment: the user's, else digits at quick scale and `full` at full
         scale."""

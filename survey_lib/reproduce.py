@@ -24,11 +24,13 @@ from traitlets.config import Config
 from survey_lib import data
 from survey_lib.errors import UsageError
 from survey_lib.evidence import cluster, cost, ledger, provenance, verification
+from survey_lib.evidence.discoveries import sentence
 from survey_lib.evidence.lab import SCALES, seed_list
 from survey_lib.evidence.store import explained, mend, read_sealed, versions, write_atomic
 from survey_lib.report import effects, records, summary, survey_table, write
 from survey_lib.report.glossary import glossary
 from survey_lib.report.page import page, shown
+from survey_lib.report.text import effect_text
 from survey_lib.tables import TABLES, bibliography, errata
 
 HERE = Path(__file__).parent.parent
@@ -447,9 +449,6 @@ def update_readme() -> None:
 def evidence_markdown() -> str:
     """The published ledger as a short Markdown table, with a line per survey table and what chance
     has to do with it."""
-    from survey_lib.evidence.discoveries import sentence
-    from survey_lib.report.text import effect_text
-
     frame = ledger.load(RESULTS / "evidence.csv")
     rows = [
         "| table | method | against | metric | effect [95 %] | verdict |",

@@ -14,6 +14,7 @@ from survey_lib.errors import UsageError
 from survey_lib.methods.pipelines import pipedream, single_device
 from survey_lib.methods.placement import (
     adam,
+    backed_up,
     greedy_placement,
     pipedream_partitioner,
     random_placement,
@@ -87,6 +88,18 @@ def test_with_a_backup_it_goes_on_from_there():
     y = a[3].clone().requires_grad_()
     (g,) = torch.autograd.grad(F.cross_entropy(t.network(y, images), labels), y)
     close(x[7], a[3] - 0.1 * g)  # from the backup after the third
+
+
+def test_a_backup_that_is_lost_is_none():
+    t, owner = task(), dict(enumerate([0, 0, 0, 1, 1, 2, 2, 2]))
+    for loss, there in ((0.0, lambda i: [i, (i + 1) % 3]), (1.0, lambda i: [i])):
+        copies = backed_up(world(loss=loss), t, t.init(), owner, (0, 1, 2))
+        assert copies == {j: there(i) for j, i in owner.items()}
+    alone = world()
+    assert backed_up(alone, t, t.init(), dict.fromkeys(range(8), 3), (3,)) == {
+        j: [3] for j in range(8)
+    }
+    assert alone.up.sum() == 0
 
 
 def test_what_the_move_costs():

@@ -26,12 +26,12 @@ def pipedream_partitioner(
     (4 B a parameter in float32) from the device that has it; training goes on from the model that
     was last through. backup: after so many mini-batches, every stage sends its weights to the next
     one's device, which does not hold it up. When a device in use leaves, all go back to the last
-    backup (without one, or when its keeper has gone too: to the first model). Mini-batches in
-    flight are lost. That a device is gone is seen after a second.
+    backup (without one, or when all who had a layer of it are gone: to the first model).
+    Mini-batches in flight are lost. That a device is gone is seen after a second.
     """
-    x, profile, item = task.init(), chain(task.network, B, task.dtype.itemsize), task.dtype.itemsize
+    x, profile = task.init(), chain(task.network, B, task.dtype.itemsize)
     first = saved = x
-    owner, keeper = {}, {}  # layer -> device that has it, that has its backup
+    owner, copies = {}, {}  # layer -> device that has it, devices that have its backup
     for attempt in itertools.count():
         there = world.online()
         if not len(there):
@@ -39,16 +39,15 @@ def pipedream_partitioner(
             world.barrier([])
             continue
         _, cuts, devices = place(profile, world, there, any_order=any_order)
-        stage = layers_of(cuts, len(profile))
+        home = {j: devices[s] for j, s in enumerate(layers_of(cuts, len(profile)))}
         if not set(owner.values()) <= set(there):  # some weights are gone
             world.barrier([])  # until it is noticed
-            kept = all(owner[j] in there or keeper.get(j) in there for j in owner)
-            x, owner = (saved, owner) if kept else (first, {})
-        at = {j: owner[j] if owner[j] in there else keeper[j] for j in owner}
-        moved = [(at[j], devices[stage[j]], item * v.parameters)
-                 for j, v in enumerate(task.network.layers) if j in at]  # fmt: skip
-        move(world, [v for v in moved if v[0] != v[1]])
-        owner = {j: devices[stage[j]] for j in range(len(profile))}
+            left = {j: [i for i in copies[j] if i in there] for j in copies}
+            whole = copies and all(left.values())
+            x, owner = (saved, {j: left[j][0] for j in left}) if whole else (first, {})
+        size = [task.dtype.itemsize * layer.parameters for layer in task.network.layers]
+        move(world, [(owner[j], home[j], size[j]) for j in owner if owner[j] != home[j]])
+        owner = home
         how = dict(cuts=cuts, devices=devices, eta=eta, B=B, momentum=momentum, weights=weights)
         again = (seed, attempt) if attempt else seed
         for m, value in enumerate(pipedream(task, world, start=x, seed=again, **how)):
@@ -58,11 +57,18 @@ def pipedream_partitioner(
             if set(world.online()) != set(there):
                 break
             if backup and m and m % backup == 0:
-                saved, keeper = x, {}
-                for j, v in enumerate(task.network.layers):
-                    keeper[j] = devices[(stage[j] + 1) % len(devices)]
-                    if keeper[j] != owner[j]:
-                        world.send(owner[j], keeper[j], x[v.params])
+                saved, copies = x, backed_up(world, task, x, owner, devices)
+
+
+def backed_up(world, task, x, owner: dict, devices) -> dict:
+    """Every device sends the layers of x that it owns to the next one: layer -> the devices that
+    now have it, its owner first; the next one only where the message arrives."""
+    after, copies = dict(zip(devices, (*devices[1:], devices[0]), strict=True)), {}
+    for j, i in owner.items():
+        part = x[task.network.layers[j].params]
+        sent = after[i] != i and world.send(i, after[i], part) < np.inf
+        copies[j] = [i, after[i]] if sent else [i]
+    return copies
 
 
 def rl_placement(task, world, *, S=16, eta=0.1, average=0.9, entropy=0.01, fade=0.99, seed=0):

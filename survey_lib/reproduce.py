@@ -24,13 +24,12 @@ from traitlets.config import Config
 from survey_lib import data
 from survey_lib.errors import UsageError
 from survey_lib.evidence import cluster, cost, ledger, provenance, verification
-from survey_lib.evidence.discoveries import sentence
 from survey_lib.evidence.lab import SCALES, seed_list
 from survey_lib.evidence.store import explained, mend, read_sealed, versions, write_atomic
 from survey_lib.report import effects, records, summary, survey_table, write
 from survey_lib.report.glossary import glossary
 from survey_lib.report.page import page, shown
-from survey_lib.report.text import effect_text
+from survey_lib.report.readme import evidence_markdown
 from survey_lib.tables import TABLES, bibliography, errata
 
 HERE = Path(__file__).parent.parent
@@ -442,21 +441,6 @@ def publish(out: Path) -> None:
 
 def update_readme() -> None:
     """Put the published evidence between the markers of the README in both languages."""
-    for path in READMES:
-        records.fill(path, "evidence", evidence_markdown())
-
-
-def evidence_markdown() -> str:
-    """The published ledger as a short Markdown table, with a line per survey table and what chance
-    has to do with it."""
     frame = ledger.load(RESULTS / "evidence.csv")
-    rows = [
-        "| table | method | against | metric | effect [95 %] | verdict |",
-        "|---|---|---|---|---|---|",
-    ]
-    for e in frame.itertuples():
-        effect = effect_text(e.effect, *sorted((e.ci_low, e.ci_high)), e.unit)
-        cells = (f"{e.table}, {e.row}", f"`{e.method}`", e.baseline, e.metric, effect)
-        rows.append(f"| {' | '.join(cells)} | **{e.verdict}** |")
-    counts = [f"- {summary(table, frame)}" for table in TABLES.values()]
-    return "\n".join([*rows, "", *counts, "", sentence(frame), ""])
+    for path in READMES:
+        records.fill(path, "evidence", evidence_markdown(frame, chinese="zh" in path.name))

@@ -11,6 +11,7 @@ import pytest
 
 from survey_lib.evidence import ledger, provenance
 from survey_lib.report import counts, html, outcomes, survey_table
+from survey_lib.report.readme import evidence_markdown
 from survey_lib.reproduce import RESULTS, notebooks
 from survey_lib.tables import TABLES
 from survey_lib.tables.claims import CLAIMS
@@ -125,9 +126,11 @@ def test_the_overview_shows_the_published_ledger():
 
 
 def test_the_readme_shows_the_published_ledger():
-    from survey_lib.reproduce import HERE, evidence_markdown
+    from survey_lib.reproduce import READMES
 
-    assert evidence_markdown() in (HERE / "README.md").read_text()
+    frame = ledger.load(RESULTS / "evidence.csv")
+    for path, chinese in zip(READMES, (False, True), strict=True):
+        assert evidence_markdown(frame, chinese) in path.read_text()
 
 
 def test_the_published_ledger_is_whole():

@@ -5,6 +5,7 @@ import re
 import pytest
 
 from survey_lib import reproduce as runner
+from survey_lib.report.readme import VERDICTS
 from survey_lib.reproduce import HERE, READMES
 
 ENGLISH, CHINESE = (path.read_text() for path in READMES)
@@ -36,21 +37,30 @@ def test_both_have_as_many_sections_and_rows_of_the_table_of_commands():
 
 
 def test_both_show_the_published_ledger():
-    block = re.compile("<!-- evidence: begin -->.*?<!-- evidence: end -->", re.S)
-    assert block.findall(CHINESE) == block.findall(ENGLISH) and len(block.findall(ENGLISH)) == 1
+    numbers = []
+    for text in (ENGLISH, CHINESE):
+        [block] = re.findall("<!-- evidence: begin -->(.*?)<!-- evidence: end -->", text, re.S)
+        rows = [line.split(" | ") for line in block.splitlines() if line.startswith("| ")][1:]
+        cut = [[*cells[:4], re.sub("[^-+x0-9.,]", "", cells[4])] for cells in rows]
+        verdicts = [VERDICTS.get(cells[5].strip("*| "), cells[5].strip("*| ")) for cells in rows]
+        numbers.append((cut, verdicts))
+    assert numbers[0] == numbers[1] and len(numbers[0][0]) > 100
 
 
 def test_publishing_refreshes_both(tmp_path, monkeypatch):
-    copies = tmp_path / "a.md", tmp_path / "b.md"
+    copies = tmp_path / "a.md", tmp_path / "b.zh-CN.md"
     for path, before in zip(copies, ("old", "alt"), strict=True):
         path.write_text(
             f"{before} <!-- evidence: begin -->\n| gone |\n<!-- evidence: end --> rest\n"
         )
     monkeypatch.setattr(runner, "READMES", copies)
-    monkeypatch.setattr(runner, "evidence_markdown", lambda: "| new |\n")
+    monkeypatch.setattr(runner, "evidence_markdown", lambda frame, chinese: f"| {chinese} |\n")
     runner.update_readme()
-    new = "<!-- evidence: begin -->\n| new |\n<!-- evidence: end --> rest\n"
-    assert [p.read_text() for p in copies] == [f"old {new}", f"alt {new}"]
+    new = "<!-- evidence: begin -->\n| {} |\n<!-- evidence: end --> rest\n"
+    assert [p.read_text() for p in copies] == [
+        f"old {new}".format(False),
+        f"alt {new}".format(True),
+    ]
 
 
 @pytest.mark.parametrize("text", (ENGLISH, CHINESE), ids=("english", "chinese"))

@@ -69,19 +69,24 @@ def sentence(frame: pd.DataFrame) -> str:
     """The false discoveries of a ledger in words, for the README, `list` and the report page."""
     if frame.empty:
         return "False discoveries: no evidence yet."
-    found, n = discoveries(frame), len(frame)
-    supported = found[found["verdict"] == "supported"]
-    parts = []
-    for verdict in DISCOVERIES:
-        here = found[found["verdict"] == verdict]
-        if len(here):
-            lost = here[~here["survives"]]
-            names = ", ".join(f"`{e.method}` ({e.table}, {e.row})" for e in lost.itertuples())
-            kept = "all" if lost.empty else str(len(here) - len(lost))
-            parts.append(f"{kept} of {len(here)} {verdict}{f' (not {names})' if names else ''}")
+    n, supported, parts = len(frame), int((frame["verdict"] == "supported").sum()), []
+    for verdict, count, lost in corrected(frame):
+        kept = str(count - len(lost)) if lost else "all"
+        names = f" (not {', '.join(lost)})" if lost else ""
+        parts.append(f"{kept} of {count} {verdict}{names}")
     return (
         f"False discoveries: if no effect were larger than the least that matters, at most "
         f"{LEVEL * n:.1f} of {n} claims would be expected to be supported by chance (one-sided "
-        f"{LEVEL:.1%}); {len(supported)} are. After the correction of Benjamini and Hochberg at "
+        f"{LEVEL:.1%}); {supported} are. After the correction of Benjamini and Hochberg at "
         f"the same level remain {'; '.join(parts) or 'none'}."
     )
+
+
+def corrected(frame: pd.DataFrame) -> list[tuple[str, int, list[str]]]:
+    """For each verdict that there is: how many lines have it, and which do not survive."""
+    found, parts = discoveries(frame), []
+    for verdict in DISCOVERIES:
+        here = found[found["verdict"] == verdict]
+        lost = [f"`{e.method}` ({e.table}, {e.row})" for e in here[~here["survives"]].itertuples()]
+        parts += [(verdict, len(here), lost)] if len(here) else []
+    return parts

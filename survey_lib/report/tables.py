@@ -59,18 +59,23 @@ def own_lines(lines: pd.DataFrame) -> pd.DataFrame:
 
 def summary(table, ledger: pd.DataFrame) -> str:
     """One line: how many rows of the table have evidence, and which verdicts came out."""
+    rows, methods, known = tally(table, ledger)
+    text = f"Table {table.number}: {rows} of {len(table.rows)} rows with evidence"
+    if not known:
+        return text
+    claims = f", {known.total()} claims" if known.total() != methods else ""
+    verdicts = ", ".join(f"{known[v]} {v}" for v in VERDICTS if known[v])
+    return f"{text}, {methods} method{'s' if methods > 1 else ''}{claims}: {verdicts}"
+
+
+def tally(table, ledger: pd.DataFrame) -> tuple[int, int, Counter]:
+    """Of a table: rows with evidence, methods in the ledger, and how many lines of each verdict."""
     known = _lines_of(ledger, table, table.rows)
     there = set(zip(ledger.table.astype(str), ledger.row.astype(str), strict=True))
     have = [
         any((*map(str, place),) in there for place in _places(table, row)) for row in table.rows
     ]
-    text = f"Table {table.number}: {sum(have)} of {len(table.rows)} rows with evidence"
-    if known.empty:
-        return text
-    counts, methods = Counter(known.verdict), len(known[["row", "method"]].drop_duplicates())
-    claims = f", {len(known)} claims" if len(known) != methods else ""
-    verdicts = ", ".join(f"{counts[v]} {v}" for v in VERDICTS if counts[v])
-    return f"{text}, {methods} method{'s' if methods > 1 else ''}{claims}: {verdicts}"
+    return sum(have), len(known[["row", "method"]].drop_duplicates()), Counter(known.verdict)
 
 
 def outcomes(ledger: pd.DataFrame) -> pd.DataFrame:

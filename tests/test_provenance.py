@@ -8,7 +8,7 @@ from nbformat.v4 import new_code_cell, new_notebook, new_output
 
 from survey_lib import reproduce as runner
 from survey_lib.data import load
-from survey_lib.evidence import Case, Lab, provenance
+from survey_lib.evidence import Case, Lab, final, provenance
 from survey_lib.evidence.cost import Costs
 from survey_lib.evidence.store import ROOT, versions
 from survey_lib.methods.server_sync import fedavg
@@ -28,17 +28,19 @@ def test_the_footer_says_what_the_figures_come_from(tmp_path, monkeypatch):
     monkeypatch.setattr("survey_lib.evidence.cost._cell", lambda: 3)
     lab = Lab("01_architectures", out=tmp_path, seeds="0-1")
     lab.sweep({"a": SMALL})
+    tuned = lab.tune("a", SMALL, dict(eta=[0.1]), final)
+    assert tuned.arguments["eta"] == 0.1
     values = {0: 0.1, 1: 0.11}
     lab.judge("fedavg", values, {0: 1.0, 1: 1.0}, "digits")
     said = lab.finish(["fedavg"])
     assert said == "01_architectures: finished, 1 methods with evidence"
     rows = said.rows
-    assert rows["scale and seeds"].startswith("quick, 0-1 ")
+    assert rows["scale and seeds"] == "quick, 0-1, 1000"
     assert rows["data (SHA-256)"] == f"digits {load('digits').checksum[:16]}"
     assert f"torch {before['torch']}" in rows["versions"]
     assert rows["machine"].startswith(f"{before['machine']}, {before['simd']}")
     spent = Costs(tmp_path).runs()["seconds"].sum()
-    assert len(Costs(tmp_path).runs()) == 2 and Costs(tmp_path).spent(lab.notebook) == spent > 0
+    assert len(Costs(tmp_path).runs()) == 3 and Costs(tmp_path).spent(lab.notebook) == spent > 0
     assert rows[provenance.CPU] == f"{spent:.0f}"
     assert versions() == before  # they are part of the keys of runs
     page = said._repr_html_()
@@ -51,7 +53,7 @@ def test_synthetic_data_has_no_checksum_and_no_evidence_no_data(tmp_path):
     assert lab.finish([]).rows["data (SHA-256)"] == "none"
     lab.judge("fedavg", {0: 0.1, 1: 0.11}, {0: 1.0, 1: 1.0}, "synthetic: pairs")
     rows = lab.finish(["fedavg"]).rows
-    assert rows["data (SHA-256)"] == "none" and rows["scale and seeds"].startswith("quick, 0, 2 ")
+    assert rows["data (SHA-256)"] == "none" and rows["scale and seeds"] == "quick, 0, 2"
 
 
 def test_the_commit_is_the_last_one_of_the_code(tmp_path):

@@ -63,6 +63,7 @@ class Lab:
                 self.out.absolute() / "progress" / f"{notebook}.json"
             )
         self.seeds = seed_list(seeds or self.pick(quick="0-2", full="0-9"))
+        self.used = set()  # the seeds of all runs so far
         if self.jobs < 1:
             raise UsageError(f"JOBS={jobs}; at least one process is needed")
 
@@ -91,7 +92,9 @@ class Lab:
     def sweep(self, cases: dict[str, Case], seeds=None) -> pd.DataFrame:
         """Histories of all cases over the seeds, with columns label, method, seed."""
         title = shorten(", ".join(cases), 60, placeholder=" ...")
-        return sweep(cases, seeds or self.seeds, out=self.out, jobs=self.jobs, title=title)
+        seeds = list(seeds or self.seeds)
+        self.used.update(seeds)
+        return sweep(cases, seeds, out=self.out, jobs=self.jobs, title=title)
 
     def tune(
         self,
@@ -108,14 +111,9 @@ class Lab:
         is tried, on one seed."""
         how = dict(out=self.out, jobs=self.jobs, title=f"tuning {name}")
         grid = {k: values[:: self.pick(quick=2, full=1)] for k, values in grid.items()}
-        best, table = tune(
-            case,
-            grid,
-            value,
-            largest=largest,
-            seeds=range(1000, 1000 + self.pick(quick=1, full=seeds)),
-            **how,
-        )
+        own = range(1000, 1000 + self.pick(quick=1, full=seeds))
+        self.used.update(own)
+        best, table = tune(case, grid, value, largest=largest, seeds=own, **how)
         write_atomic(self.out / "tuning" / f"{self.notebook}-{name}.csv", table.to_csv(index=False))
         return best
 

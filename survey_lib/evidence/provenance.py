@@ -3,6 +3,7 @@
 import platform
 import re
 import subprocess
+from itertools import groupby
 from pathlib import Path
 
 import pandas as pd
@@ -45,7 +46,7 @@ def rows(lab) -> dict[str, str]:
     return {
         "commit of the code": commit(),
         "versions": ", ".join(f"{name} {version}" for name, version in library.items()),
-        "scale and seeds": f"{lab.scale}, {_spans(lab.seeds)} unless a cell names others",
+        "scale and seeds": f"{lab.scale}, {_spans(lab.used or lab.seeds)}",
         "data (SHA-256)": ", ".join(f"{name} {s[:16]}" for name, s in sums.items()) or "none",
         "machine": ", ".join(filter(None, kind)),
         CPU: f"{Costs(lab.out).spent(lab.notebook):.0f}",
@@ -84,8 +85,7 @@ def stamped(notebook, seconds: str = ELSEWHERE):
 
 
 def _spans(numbers) -> str:
-    """ "0-9" or "0, 1, 7"."""
-    numbers = list(numbers)
-    if len(numbers) > 1 and numbers == list(range(numbers[0], numbers[-1] + 1)):
-        return f"{numbers[0]}-{numbers[-1]}"
-    return ", ".join(map(str, numbers))
+    """ "0-9, 1000" of the numbers 0 to 9 and 1000."""
+    groups = groupby(enumerate(sorted(numbers)), lambda pair: pair[1] - pair[0])
+    runs = [[n for _, n in group] for _, group in groups]
+    return ", ".join(f"{r[0]}-{r[-1]}" if len(r) > 1 else str(r[0]) for r in runs)

@@ -8,6 +8,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from survey_lib.evidence.run import reach
+from survey_lib.report.drawn import drawn
 from survey_lib.report.figures import AXIS, DASHES, PALETTE, UNIT, show, styled
 
 COSTS = ("clock", "bytes_busiest", "joules")
@@ -31,6 +32,7 @@ def costs(runs: pd.DataFrame, target: float) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
+@drawn
 @styled
 def atlas(runs, *, target, name, caption, out=None, top=3, own=()) -> HTML:
     """Accuracy against time, bytes of the busiest node and energy, a row of panels per scene, a

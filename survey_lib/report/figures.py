@@ -20,6 +20,7 @@ from PIL import Image
 
 from survey_lib.errors import UsageError
 from survey_lib.evidence.store import write_atomic
+from survey_lib.report.drawn import drawn
 from survey_lib.report.text import VERDICTS, effect_text, interval, number, plus_minus
 
 # seaborn's "colorblind" palette, without its yellow, which is too pale for a line
@@ -91,6 +92,7 @@ def show(fig, name: str, alt: str, caption: str, out=None) -> HTML:
     )
 
 
+@drawn
 @styled
 def curves(
     history, x="round", y="accuracy", *, target=None, name, caption, out=None, logx=False,
@@ -132,6 +134,7 @@ def curves(
     return show(fig, name, alt, caption, out)
 
 
+@drawn
 @styled
 def effects(rows, name, caption, out=None) -> HTML:
     """Forest plot of ledger lines, a panel per unit: interval, least effect that matters, verdict.
@@ -188,6 +191,7 @@ def _forest(ax, lines, unit):
     ax.grid(axis="y", visible=False)
 
 
+@drawn
 @styled
 def bars(
     frame, x, y, hue=None, *, name, caption, out=None, ylabel=None, ref=None, logy=False
@@ -229,6 +233,7 @@ def bars(
     return show(fig, name, alt, caption, out)
 
 
+@drawn
 @styled
 def points(frame, x, y, *, label, hue, name, caption, out=None, xlabel=None, ylabel=None) -> HTML:
     """`y` against `x` on log axes, a panel per `hue` and in it a point per `label` (mean over the
@@ -254,6 +259,7 @@ def points(frame, x, y, *, label, hue, name, caption, out=None, xlabel=None, yla
     return show(fig, name, alt, caption, out)
 
 
+@drawn
 @styled
 def gantt(timeline, name, caption, out=None, unit="s") -> HTML:
     """Who did what when: device, start, end, what (a key of DOING) and, if you like, `text`."""
@@ -297,6 +303,7 @@ def _busy(spans) -> float:
     return total
 
 
+@drawn
 @styled
 def heat(counts, name, caption, out=None, xlabel="class", ylabel="device") -> HTML:
     """Samples of each class (columns) on each device (rows): areas of dots, numbers if they fit."""
@@ -322,6 +329,7 @@ def heat(counts, name, caption, out=None, xlabel="class", ylabel="device") -> HT
     return show(fig, name, alt, caption, out)
 
 
+@drawn
 @styled
 def bubbles(splits, name, caption, out=None, notes=None, columns=4) -> HTML:
     """Samples of each class (columns) on each device (rows) as areas of dots, a panel per split.
@@ -349,6 +357,7 @@ def bubbles(splits, name, caption, out=None, notes=None, columns=4) -> HTML:
     return show(fig, name, alt, caption, out)
 
 
+@drawn
 @styled
 def boxes(frame, x, y, *, panel, name, caption, out=None, xlabel=None, columns=2) -> HTML:
     """Distributions of `x`, a panel per `panel` and in it a row per `y`: a dot per row of `frame`,

@@ -8,6 +8,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
 from survey_lib.errors import UsageError
+from survey_lib.report.drawn import drawn
 from survey_lib.report.figures import show, styled
 from survey_lib.report.text import interval, number
 
@@ -15,6 +16,7 @@ FADE = LinearSegmentedColormap.from_list("fade", ["#56B4E9", "#FFFFFF", "#FBE3CC
 SIGNS = LinearSegmentedColormap.from_list("signs", ["#56B4E9", "#FFFFFF", "#DE8F05"])
 
 
+@drawn
 @styled
 def matrix(
     frame, *, rows, columns, value, name, caption, out=None, largest=True, scale=1.0, span=None,

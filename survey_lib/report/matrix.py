@@ -10,7 +10,7 @@ from matplotlib.patches import Rectangle
 from survey_lib.errors import UsageError
 from survey_lib.report.drawn import drawn
 from survey_lib.report.figures import show, styled
-from survey_lib.report.text import interval, number
+from survey_lib.report.text import interval, number, plus_minus
 
 FADE = LinearSegmentedColormap.from_list("fade", ["#56B4E9", "#FFFFFF", "#FBE3CC", "#DE8F05"])
 SIGNS = LinearSegmentedColormap.from_list("signs", ["#56B4E9", "#FFFFFF", "#DE8F05"])
@@ -49,7 +49,7 @@ def matrix(
             if np.isfinite(v).all():
                 middle, half = interval(v) if len(v) > 1 else (v[0], np.nan)
                 mean[i, j] = middle
-                text = number(middle) + (f" ±{number(half, 2)}" if np.isfinite(half) else "")
+                text = plus_minus(middle, half).replace("± ", "±")
             else:
                 text = f"{np.isfinite(v).sum()} of {len(v)}"
             ax.text(j, i, text, ha="center", va="center", fontsize=6.5)

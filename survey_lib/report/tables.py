@@ -16,7 +16,7 @@ from survey_lib.report.text import NO_EVIDENCE, VERDICTS, effect_text, interval,
 from survey_lib.tables import TABLES, find
 from survey_lib.tables.claims import CLAIMS
 
-EVIDENCE = ["method", "measured effect", "baseline", "seeds", "verdict", "dataset"]
+EVIDENCE = ["method", "measured effect", "verdict", "baseline", "seeds", "dataset"]
 LATEX = {c: f"\\{c}" for c in "&%$#_{}"} | {c: f"{{{c}}}" for c in "[]*"}  # "\\ [" is a length
 LATEX |= {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"}
 LATEX |= {c: f"{LATEX.get(c, c)}\\allowbreak{{}}" for c in "_/"}  # an id may be longer than a cell
@@ -250,15 +250,15 @@ def elsewhere(table, row, method) -> tuple[int, str] | None:
 
 
 def _evidence(found, place, table) -> list:
-    """The last cells of a line: measured effect, baseline, seeds, verdict, dataset."""
+    """The last cells of a line: measured effect, verdict, baseline, seeds, dataset."""
     if place:
         where = "" if str(place[0]) == str(table.number) else f"table {place[0]}, "
         return [f"see {where}row {place[1]}".replace("row text", "text"), "", "", "", ""]
     if found is None:
-        return ["", "", "", NO_EVIDENCE, ""]
+        return ["", NO_EVIDENCE, "", "", ""]
     effect = effect_text(found.effect, found.ci_low, found.ci_high, found.unit)
     scale = "" if found.scale == "full" else f" ({found.scale})"
-    return [effect, found.baseline, int(found.seeds), found.verdict, f"{found.dataset}{scale}"]
+    return [effect, found.verdict, found.baseline, int(found.seeds), f"{found.dataset}{scale}"]
 
 
 def _flat(frame):

@@ -91,9 +91,10 @@ def cut(
     """The cuts of the fastest pipeline over devices in a given order, of which some may get
     nothing: (seconds of the slowest stage or message, cuts, positions of the devices used).
 
-    speeds (K,): FLOP/s; link(d, e): latency (s) and bandwidth (B/s) between positions d < e.
+    speeds (K,): FLOP/s; link(d, e): latency (s) and bandwidth (B/s) from position d to e.
     A(j, k), layers before j with the last of them on device k: min over i, k' < k of
-    max(A(i, k'), time of message i from k' to k, work of i .. j - 1 / speed of k).
+    max(A(i, k'), time of message i between k' and k, work of i .. j - 1 / speed of k). The
+    activation goes one way and its gradient the other: the slower of the two counts.
     memory (K,), bytes: device k must hold K - k versions and activations, and a gradient.
     """
     L, K = len(chain), len(speeds)
@@ -101,10 +102,10 @@ def cut(
         np.concatenate([[0.0], np.cumsum(v)]) for v in (chain.work, chain.weights, chain.saved)
     )
 
-    def fits(i, j, k):
+    def lacks(i, j, k):
         own = weights[j] - weights[i]
         need = (K - k) * (own + saved[j] - saved[i]) + own
-        return memory is None or need <= memory[k]
+        return need - (np.inf if memory is None else memory[k])
 
     best = {(0, -1): (0.0, ())}  # (layers placed, last device) -> (slowest, ((first, device), ...))
     for k in range(K):
@@ -112,10 +113,9 @@ def cut(
         for (i, last), (slowest, before) in best.items():
             passing = 0.0
             if last >= 0:
-                latency, bandwidth = link(last, k)
-                passing = latency + chain.messages[i - 1] / bandwidth
+                passing = _crossing(link, last, k, chain.messages[i - 1])
             for j in range(i + 1, L + 1):
-                if not fits(i, j, k):
+                if lacks(i, j, k) > 0:
                     break
                 value = max(slowest, passing, (work[j] - work[i]) / speeds[k])
                 if value < new.get((j, k), (np.inf,))[0]:
@@ -123,12 +123,22 @@ def cut(
         best |= new
     ends = [plan for (j, _), plan in best.items() if j == L]
     if not ends:
+        first = max(j for j, _ in best)  # layers that can be placed
+        k = min(range(K), key=lambda k: lacks(first, first + 1, k))
+        short = lacks(first, first + 1, k)
+        where = f"device {k} lacks {short:.0f} bytes for it" if short > 0 else "no device is left"
         raise UsageError(
-            f"{L} layers do not fit into the memory of {K} devices; take smaller batches or more "
-            "devices"
+            f"{L} layers do not fit into the memory of {K} devices: the stage of layer {first} has "
+            f"no place, {where}; take smaller batches or more devices"
         )
     seconds, stages = min(ends, key=lambda plan: plan[0])
     return float(seconds), tuple(i for i, _ in stages[1:]), tuple(k for _, k in stages)
+
+
+def _crossing(link, d, e, nbytes):
+    """Seconds of an activation from d to e, or of its gradient back: the longer of the two."""
+    ways = link(d, e), link(e, d)
+    return max(latency + nbytes / bandwidth for latency, bandwidth in ways)
 
 
 def place(
@@ -155,8 +165,7 @@ def slowest(chain: Chain, world, cuts: Sequence[int], devices: Sequence[int]) ->
     own = layers_of(cuts, len(chain))
     stages = [chain.work[own == s].sum() / world.speed[d] for s, d in enumerate(devices)]
     for c, (d, e) in zip(cuts, pairwise(devices), strict=True):
-        latency, bandwidth = world.link(d, e)
-        stages.append(latency + chain.messages[c - 1] / bandwidth)
+        stages.append(_crossing(world.link, d, e, chain.messages[c - 1]))
     return float(max(stages))
 
 

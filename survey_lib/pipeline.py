@@ -337,8 +337,10 @@ def must_fit(world, devices: Sequence[int], need: Sequence[int]) -> None:
     for s, d in enumerate(devices):
         there = sum(n for n, e in zip(need, devices, strict=True) if e == d)
         if there > world.memory[d]:
+            shared = "" if there == need[s] else f", {there:.0f} with the device's other stages,"
             raise UsageError(
-                f"stage {s} needs {need[s]:.0f} bytes and device {d} has {world.memory[d]:.0f}: "
+                f"stage {s} needs {need[s]:.0f} bytes{shared} and device {d} has "
+                f"{world.memory[d]:.0f}: "
                 f"{there - world.memory[d]:.0f} bytes are missing; cut the network into more "
                 "stages, take smaller batches, or put the stage elsewhere"
             )

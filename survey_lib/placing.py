@@ -130,7 +130,9 @@ class Placing:
             at["B", j] = next(number)
 
     def seconds(self, world, placement) -> float:
-        """Of a step."""
+        """Of a step; inf where it does not fit into the memory."""
+        if self.missing(world, placement):
+            return np.inf
         return max(e.end for e in self.step(world, placement))
 
     def measure(self, world, placement, *key) -> float:

@@ -48,6 +48,22 @@ def test_repeating_over_the_air_by_hand():
     assert spent.max().item() == pytest.approx(P * T)
 
 
+@pytest.mark.parametrize("uses", [3, 6, 20])
+def test_nobody_spends_more_than_its_energy(uses):
+    """The noise over the air is z / (g sqrt(r)) for N0 = 1, and device i spends r g^2 ||sent_i||^2
+    = ||sent_i||^2 / (noise / z)^2: the one of the longest vector P T. A vector of length 1 at P T =
+    1 has g sqrt(r) = 1, so that its noise is z."""
+    V, snr = vectors(), 0.5
+    unit = torch.eye(1, V.shape[1]).double()
+    z = analog(unit, V.shape[1], 1 / V.shape[1], 0)[2]
+    sent, _, noise = analog(V, uses, snr, 0)
+    there = ~noise.isnan()
+    assert sent.shape == (4, there.sum()) and there.sum() == min(uses, V.shape[1])
+    for ratio in noise[there] / z[there]:
+        spent = sent.square().sum(1) / ratio**2
+        assert spent.max().item() == pytest.approx(snr * uses)
+
+
 def test_digital_rate():
     """R = T / (2 k) log2(1 + k snr): by hand, and linear in T."""
     assert capacity(1000, 10.0, 10) == np.floor(1000 / 20 * np.log2(101)) == 332
@@ -73,6 +89,14 @@ def test_digital_keeps_to_its_rate(uses):
             assert 8 * sent.shape[1] < b * 12 + 8
             steps = parts * (2**b - 1)
             close(steps, steps.round(), 1e-6)
+
+
+def test_whole_numbers_fit_into_the_rate():
+    """R = 1000 / (2 5) log2(1 + 5 3) = 400 bits, 33 for each of 12 entries, which need 32."""
+    V = vectors(k=5, m=12).float()
+    sent, parts, _ = digital(V, 1000, 3.0, 0)
+    assert capacity(1000, 3.0, 5) == 400 and 8 * sent[0].nbytes == 32 * 12
+    assert torch.equal(parts, V)
 
 
 def test_counts_survive_any_number_of_bits():

@@ -330,9 +330,11 @@ def test_fml_bytes_are_those_of_the_meme(networks):
     values(fml, 3, task=task, world=world, meme=mlp(6), **HOW)
     d = 64 * 6 + 6 + 60 + 10
     assert (world.up == 3 * 8 * d).all() and (world.down == world.up).all()
-    plain = World(N)
-    values(fml, 3, task=small(dtype=torch.float32), world=plain, **HOW)
+    plain, averaged, same = World(N), World(N), small(dtype=torch.float32)
+    values(fml, 3, task=same, world=plain, **HOW)
+    values(fedavg, 3, task=same, world=averaged, S=N, **HOW)
     assert (plain.up == 3 * 4 * 650).all()
+    assert (plain.up == averaged.up).all() and (plain.down == averaged.down).all()
 
 
 def test_fml_takes_the_first_of_unlike_networks_as_meme():

@@ -16,6 +16,7 @@ from survey_lib.methods.convergence import (
     fedavg_decay,
     local_gd,
     normalised_sent,
+    parted,
     pooled,
     round_errors,
     updates_sent,
@@ -420,14 +421,16 @@ def test_measuring_errors_leaves_fedavg_as_it_is(world):
 
 
 def test_deviations_from_the_mean_cancel_and_do_not_see_a_shift():
-    """sum p_i (y_i - ybar) = 0, and the spread times ||ybar|| is that of y_i + v."""
-    task = small(partition=dirichlet(0.3))
-    p = torch.as_tensor(task.sizes / task.sizes.sum())
-    Y = train(task, np.arange(6), task.init(), eta=0.2, B=8, K=3, seed=0)
-    apart = Y - p @ Y
-    close(p @ apart, torch.zeros(task.d).double())
-    shifted = Y + torch.ones(task.d).double()
-    close(shifted - p @ shifted, apart, 1e-13)
+    """sum p_i (y_i - ybar) = 0, so sum p_i ||y_i - ybar||^2 = sum p_i ||y_i||^2 - ||ybar||^2; and
+    the spread times ||ybar|| is that of y_i + v. The p_i are those of the devices heard."""
+    task, x, who = small(partition=dirichlet(0.3)), small().init(), np.array([0, 2, 3, 5])
+    p = torch.as_tensor(task.sizes[who] / task.sizes[who].sum())
+    dy = train(task, who, x, eta=0.2, B=8, K=3, seed=0) - x
+    apart = (p @ dy.square().sum(1) - (p @ dy).square().sum()).item()
+    for v in (0.0, 1.0):
+        moved = dy + v
+        spread = parted(task, x, p @ dy, who, moved)["spread"] * (p @ moved).norm().item()
+        assert spread**2 == pytest.approx(apart)
 
 
 # ---- weight divergence -------------------------------------------------------------------------

@@ -14,6 +14,7 @@ from survey_lib.cutting import (
     move,
     place,
     replicated,
+    slowest,
 )
 from survey_lib.errors import UsageError
 from survey_lib.models import Network, cnn, mlp, transformer
@@ -100,8 +101,8 @@ def brute(chain, speeds, link):
                 for (a, b), d in zip(stages, used, strict=True):
                     slowest = max(slowest, sum(chain.work[a:b]) / speeds[d])
                 for (_, b), (d, e) in zip(stages[:-1], itertools.pairwise(used), strict=True):
-                    latency, bandwidth = link(d, e)
-                    slowest = max(slowest, latency + chain.messages[b - 1] / bandwidth)
+                    for latency, bandwidth in (link(d, e), link(e, d)):  # and its gradient back
+                        slowest = max(slowest, latency + chain.messages[b - 1] / bandwidth)
                 best = min(best, slowest)
     return best
 
@@ -122,27 +123,30 @@ def test_cut_equals_brute_force():
         own = layers_of(cuts, L)  # and the plan is worth what it says
         times = [layers.work[own == s].sum() / speeds[d] for s, d in enumerate(used)]
         sent = [
-            latency[d, e] + layers.messages[c - 1] / rate[d, e]
+            latency[way] + layers.messages[c - 1] / rate[way]
             for c, (d, e) in zip(cuts, itertools.pairwise(used), strict=True)
+            for way in ((d, e), (e, d))
         ]
         assert max(times + sent) == pytest.approx(seconds, rel=1e-12)
 
 
 def test_the_best_order_equals_brute_force():
+    """Every number of layers up to 8 on every number of devices up to 4."""
     rng = np.random.default_rng(2)
-    for _ in range(20):
-        layers = some_chain(rng, 5)
-        speed = rng.choice([1.0, 2.0, 4.0], 3)
-        links = [Link(0.1 * rng.random(), *rng.uniform(1, 20, 2)) for _ in range(3)]
+    for L, K in itertools.product(range(1, 9), range(1, 5)):
+        layers = some_chain(rng, L)
+        speed = rng.choice([1.0, 2.0, 4.0], K)
+        links = [Link(0.1 * rng.random(), *rng.uniform(1, 20, 2)) for _ in range(K)]
         device = [Device(v, np.inf, 1.0, 2.0, 1.5, "assumed") for v in speed]
-        world = World(3, device=device, link=links)
-        best = min(
+        world = World(K, device=device, link=links)
+        each = [
             brute(layers, speed[list(o)], lambda d, e, o=o, w=world: w.link(o[d], o[e]))
-            for o in itertools.permutations(range(3))
-        )
-        found = place(layers, world, [0, 1, 2], any_order=True, bounded=False)
-        assert found[0] == pytest.approx(best, rel=1e-12)
-        assert place(layers, world, [0, 1, 2], bounded=False)[0] >= best * (1 - 1e-12)
+            for o in itertools.permutations(range(K))
+        ]
+        found = place(layers, world, range(K), any_order=True, bounded=False)
+        assert found[0] == pytest.approx(min(each), rel=1e-12)
+        given = place(layers, world, range(K), bounded=False)
+        assert given[0] == pytest.approx(each[0], rel=1e-12)
 
 
 def free(d, e):
@@ -179,8 +183,22 @@ def test_memory_bounds_a_stage():
     assert cut(layers, [3.0, 1.0], free, memory=[100, 100])[1] == (3,)
     assert cut(layers, [3.0, 1.0], free, memory=[10, 100])[1] == (2,)
     assert cut(layers, [3.0, 1.0], free, memory=[9.9, 100])[1] == (1,)
-    with pytest.raises(UsageError, match="do not fit into the memory of 2 devices"):
-        cut(layers, [3.0, 1.0], free, memory=[4, 4])
+    with pytest.raises(UsageError, match="stage of layer 1 has no place, device 1 lacks 1 bytes"):
+        cut(
+            layers, [3.0, 1.0], free, memory=[5, 2]
+        )  # one layer needs 5 on the first, 3 on the last
+    with pytest.raises(UsageError, match="stage of layer 2 has no place, no device is left"):
+        cut(layers, [3.0, 1.0], free, memory=[5, 3])
+
+
+def test_a_slow_way_back_is_no_place_for_a_cut():
+    """Gradients come back over the first device's slow downlink: one device alone is faster."""
+    device = Device(1e9, np.inf, 1.0, 2.0, 1.5, "assumed")
+    world = World(2, device=device, link=[Link(0, np.inf, 1e6), Link(0, np.inf, np.inf)])
+    layers = chain(Network(mlp(*[48] * 7), (1, 8, 8), 10), 16)
+    seconds, cuts, _ = place(layers, world, range(2))
+    assert cuts == () and seconds == pytest.approx(layers.work.sum() / 1e9)
+    assert slowest(layers, world, (4,), (0, 1)) == layers.messages[3] / 1e6
 
 
 def test_equal_counts():

@@ -169,6 +169,28 @@ def test_one_block_per_layer_is_exact_after_one_iteration():
     close(multigrid.solve(push, u, 8, 4, h, None), want)
 
 
+def test_an_iteration_by_hand():
+    """Three intervals of 4 layers. The coarse chain goes on by 4 h at the weights of an interval's
+    first layer. Its corrections cancel in the first interval, which leaves the march from u."""
+    push, u, _, h = dynamics(12)
+
+    def coarse(n, v):
+        return push(torch.tensor([n]), v[None], step=4 * h)[0]
+
+    def march(n, v):
+        for k in range(n, n + 4):
+            v = push(torch.tensor([k]), v[None])[0]
+        return v
+
+    guess = multigrid.solve(push, u, 12, 4, h, 0)
+    close(guess[4], coarse(0, u))
+    close(guess[8], coarse(4, guess[4]))
+    once = multigrid.solve(push, u, 12, 4, h, 1, "F")
+    close(once[4], march(0, u))
+    close(once[8], coarse(4, once[4]) + march(4, guess[4]) - coarse(4, guess[4]))
+    assert (once[8] - march(4, once[4])).abs().max() > 1e-6
+
+
 def test_without_weights_nothing_moves():
     push, u, want, h = dynamics(8, scale=0.0)
     for relax in ("F", "FCF"):

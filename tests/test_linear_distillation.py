@@ -216,6 +216,15 @@ def test_minimisers_have_one_loss_and_zero_scale_is_the_shortest():
         close(same[-1][0], shortest.expand(3, -1), 1e-12)
 
 
+def test_random_minimisers_are_where_descent_from_their_starts_ends():
+    X, y, _ = samples(3)
+    starts = torch.from_numpy(stream("start", 0).standard_normal((2, D)))
+    starts *= 2 / starts.norm(dim=1, keepdim=True)
+    ends = random_minimiser(X, y, None, 0, scale=2.0, draws=2)
+    for start, end in zip(starts, ends, strict=True):
+        close(gradient_descent(X, y, start, steps=1500), end, 1e-10)
+
+
 def test_a_longer_start_is_worse():
     """The mean angle over random starts grows with their length: 50 tasks, 3 standard errors."""
     gaps = []

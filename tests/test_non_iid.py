@@ -469,6 +469,17 @@ def test_the_scalar_example(on_quadratics):
     assert found == pytest.approx(q / 9 / (0.1 + q / 9), abs=1e-9) == pytest.approx(0.405, abs=5e-4)
 
 
+def test_with_a_large_step_fednova_ends_further_from_the_optimum_than_fedavg(on_quadratics):
+    """As above with eta = 1/2, the optimum 1/2: q = 1/2 and 511/512. FedAvg stops at 511 / (256 +
+    511), FedNova at 511 / (9 x 256 + 511)."""
+    task = Quadratic(torch.ones(2, 1, 1).double(), tensor([[0.0], [1.0]]))
+    how = dict(S=2, B=None, K=(1, 9), eta=0.5)
+    plain = stop(fedavg, task, local=quadratic_sgd, **how).item()
+    normalised = stop(fednova, task, **how).item()
+    assert plain == pytest.approx(511 / 767) and normalised == pytest.approx(511 / 2815)
+    assert abs(normalised - 1 / 2) > abs(plain - 1 / 2)
+
+
 def test_with_equal_epochs_fednova_averages_raw_updates_and_makes_them_longer():
     """tau_i = c n_i: x - (n sum p_i^2) mean_i (x - y_i), over the n devices that answered."""
     split = given(np.repeat(np.arange(4), [8, 16, 24, 48]))

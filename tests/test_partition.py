@@ -4,9 +4,12 @@ import hashlib
 
 import numpy as np
 import pytest
+import torch
+from conftest import models, small
 
 from survey_lib.data import load
 from survey_lib.errors import UsageError
+from survey_lib.methods.server_sync import fedavg
 from survey_lib.partition import (
     blocks,
     by,
@@ -69,6 +72,16 @@ def test_same_key_same_split(name):
     assert all(np.array_equal(p, q) for p, q in zip(a, b, strict=True))
     for other in (SPLITS[name](Y, N, 4, "x"), SPLITS[name](Y, N, 3)):
         assert not any(np.array_equal(p, q) for p, q in zip(a, other, strict=True))
+
+
+def test_training_has_no_part_in_the_split():
+    """The task's seed draws it; the method's draws devices and batches."""
+    task = small(N, samples=None, partition=dirichlet(0.1), seed=3)
+    split, ends = dirichlet(0.1)(Y, N, 3), []
+    for seed in (0, 1):
+        ends.append(models(fedavg, 2, task=task, S=3, B=32, K=1, eta=0.1, seed=seed)[-1])
+        assert all(np.array_equal(task.rows(i), split[i]) for i in range(N))
+    assert not torch.equal(*ends)
 
 
 def digest(parts):

@@ -512,3 +512,28 @@ def test_dropout_breaks_both_equalities():
     close(gradient(1), want)
     assert (gradient(3) - want).abs().max() > 1e-3
     assert (gradient(1, rematerialise=True) - want).abs().max() > 1e-3
+
+
+def normed(shape, classes):
+    first = nn.Conv2d(1, 3, 3), nn.BatchNorm2d(3, track_running_stats=False), nn.ReLU()
+    return nn.Sequential(*first, nn.Flatten(1), nn.Linear(3 * 6 * 6, classes))
+
+
+def test_batch_norms_see_a_micro_batch_each():
+    """A micro-batch has a mean and a variance of its own, so that the gradient is that of the parts
+    and not that of the whole batch; a forward that is repeated has the same ones."""
+    net, (images, labels) = network(build=normed), some_batch(12)
+    x = net.init(0, dtype=torch.float64)
+    stages = split(net, (1,), torch.float64)
+
+    def gradient(M, **how):
+        sizes = micro_batches(12, M)
+        events = plan(World(2), stages, fill_drain, sizes, **how)
+        return play(stages, x, (images, labels), sizes, events)
+
+    whole = serial(net, x, (images, labels))
+    parts = zip(images.split(4), labels.split(4), strict=True)
+    close(gradient(1), whole)
+    close(gradient(3), torch.stack([serial(net, x, part) for part in parts]).mean(0))
+    assert (gradient(3) - whole).abs().max() > 1e-3
+    assert torch.equal(gradient(3, rematerialise=True), gradient(3))

@@ -1,6 +1,7 @@
 """Planned and searched placements."""
 
 import itertools
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
@@ -220,7 +221,8 @@ def test_it_finds_the_optimum_of_a_chain_most_of_the_time():
         assert history[-1][1]["sure"] > history[0][1]["sure"]
     assert min(found) >= 1 - 1e-12
     assert np.mean(np.array(found) <= 1.02) >= 0.75
-    assert best > t.seconds(world, [int(world.speed.argmax())] * 6)  # which does not fit
+    roomy = fleet(seed, device=replace(tight, memory=np.inf), link="lan")
+    assert best > t.seconds(roomy, [int(roomy.speed.argmax())] * 6)  # which does not fit
 
 
 def test_it_beats_random_search_on_the_same_budget():
@@ -275,6 +277,7 @@ def test_what_does_not_fit_is_never_the_best():
     t, world = Placing(n=2, seed=3), World(2, device=none)
     found = values(rl_placement, 2, task=t, world=world, S=5)
     assert torch.equal(found[-1][0], t.init())
+    assert all(extra["seconds"] == np.inf for _, extra in found)
     assert world.clock == 10.0  # a second each
     assert t.missing(world, [0] * t.d) == pytest.approx(sum(t.graph.memory) - 1)
 

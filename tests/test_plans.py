@@ -155,15 +155,26 @@ def exhaustive(t, world):
     return min(t.seconds(world, p) for p in itertools.product(range(t.n + 2), repeat=t.d))
 
 
+@pytest.mark.parametrize("n, hidden", [(3, (64, 32)), (2, (64, 48, 32))])
 @pytest.mark.parametrize("seed", range(3))
-def test_enough_steps_find_the_optimum_of_three_layers(seed):
-    t = problem(network=mlp(64, 32), B=32)
-    world = fleet(link=Link(1e-5, 5e6, 5e6))
+def test_enough_steps_find_the_optimum_of_a_few_layers(seed, n, hidden):
+    t = problem(n, network=mlp(*hidden), B=32)
+    world = fleet(n, link=Link(1e-5, 5e6, 5e6))
     found = [v[1]["seconds"] for v in values(soap_mcmc, 400, task=t, world=world, seed=seed)]
     best = exhaustive(t, world)
     assert found[-1] == best and min(found) == best
     assert all(b <= a for a, b in itertools.pairwise(found))
-    assert found[0] == t.seconds(world, [3] * 3) > best
+    assert found[0] == t.seconds(world, [n] * t.d) > best
+
+
+def test_where_data_parallelism_does_not_fit_beta_still_counts():
+    t = problem(n=3, network=mlp(64, 32), B=8)
+    world = World(3, device=[board(v, 4e4) for v in (4e9, 2e9, 2e9)], link="lan")
+    assert t.seconds(world, [3] * 3) == np.inf > exhaustive(t, world)
+    found = values(soap_mcmc, 400, task=t, world=world, beta=np.inf, patience=10**9)
+    now = [extra["now"] for _, extra in found]
+    assert all(b <= a for a, b in itertools.pairwise(now))
+    assert found[-1][1]["seconds"] == exhaustive(t, world)
 
 
 def test_metropolis():

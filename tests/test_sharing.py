@@ -412,8 +412,9 @@ def test_the_pull_is_the_gradient_of_the_sum_over_the_others():
         pull = lam * sum(((z - y[j]) ** 2 * info[j]).sum() for j in range(4) if j != i)
         g = autograd(task, x, task.rows(i)) + torch.autograd.grad(pull, z)[0]
         close(Y[i], x - eta * g, 1e-10)
-    same = y[:1].expand(4, -1)  # all devices agree: nothing pulls at that point
-    close(2 * lam * (info.sum(0) - info) * same, 2 * lam * ((info * same).sum(0) - info * same))
+    same = info * y[0]  # all devices were at y_0: nothing pulls there
+    b, how = 2 * lam * (same.sum(0) - same), dict(eta=eta, B=None, K=1, seed=0)
+    close(pulled_sgd(task, World(4), on, y[0], A, b, **how), train(task, on, y[0], **how))
 
 
 def test_devices_of_unequal_work_each_take_their_steps():

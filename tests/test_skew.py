@@ -135,6 +135,17 @@ def test_sizes_of_quantity_skew(beta):
         assert (np.abs(sizes.mean(0) - len(Y) / 8) < 4 * error + 1).all()
 
 
+def test_dirichlet_sizes_are_worth_fewer_devices():
+    """Of Dir(beta) shares E p_i^2 = (beta + 1) / (n (n beta + 1)), so n sum p_i^2, by which FedNova
+    lengthens its step where epochs are equal, is n (beta + 1) / (n beta + 1) on average: 2.5."""
+    n, beta, draws = 10, 0.5, 2000
+    y = np.zeros(3000, int)
+    sizes = [[len(p) for p in quantity(beta)(y, n, s)] for s in range(draws)]
+    factor = np.array([n / effective_devices(v) for v in sizes])
+    assert n * (beta + 1) / (n * beta + 1) == 2.5
+    assert factor.mean() == pytest.approx(2.5, abs=4 * factor.std() / np.sqrt(draws))
+
+
 def test_one_full_batch_step_weighted_by_size_is_one_on_all_data_whatever_the_sizes():
     for split in (iid(), quantity(0.2)):
         task = small(6, partition=split)

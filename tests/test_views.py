@@ -59,6 +59,18 @@ def test_names_leave_the_images(name):
     assert x is X and not torch.equal(y, Y) and y.dtype == Y.dtype
 
 
+@pytest.mark.parametrize("name", NAMES)
+def test_names_keep_the_histogram_of_balanced_classes_only(name):
+    """What a class gains another loses: 6 of each stay 6 of each; 1, 2, ..., 10 do not stay."""
+    classes = torch.arange(10)
+    uneven = classes.repeat_interleave(classes + 1)
+    for y, same in ((classes.repeat(6), True), (uneven, False)):
+        seen = torch.cat([NAMES[name](X, y, i, 5, 10, 0)[1] for i in range(5)])
+        count = seen.bincount(minlength=10)
+        assert torch.equal(count, 5 * y.bincount(minlength=10)) == same
+        assert count.sum() == 5 * len(y)
+
+
 @pytest.mark.parametrize("classes", [2, 3, 10])
 def test_a_group_has_other_names_for_all_classes(classes):
     for group in (1, 2):

@@ -162,7 +162,8 @@ def soap_mcmc(task, world, *, beta=20.0, patience=100, seed=0):
 
     S (d,): for each layer a device, or split by samples, or by outputs (plans.Splitting). A step
     draws a layer and a way for it at random; S* replaces S with probability min(1, exp(beta
-    (cost(S) - cost(S*)) / cost of data parallelism)), so that beta is a pure number. The search
+    (cost(S) - cost(S*)) / cost of data parallelism)), so that beta is a pure number (if that does
+    not fit into the memory, the first cost that does). The search
     starts at data parallelism, at the expert's plan (convolutions by samples, dense layers by
     outputs), then at random plans, each time until `patience` steps have brought nothing better.
     Asks a simulator only: no message, no time in the world. Plans that exceed the memory cost inf.
@@ -184,7 +185,9 @@ def soap_mcmc(task, world, *, beta=20.0, patience=100, seed=0):
         else:
             new = list(S)
             new[rng.integers(task.d)] = int(rng.integers(task.n + 2))
-            gain = (task.seconds(world, S) - task.seconds(world, new)) / unit
+            before, after = task.seconds(world, S), task.seconds(world, new)
+            unit = unit if unit < np.inf else after  # where data parallelism does not fit
+            gain = 0.0 if before == after else (before - after) / unit
             S = new if accepted(gain, beta, rng.random()) else S
         better = task.seconds(world, S) < lowest
         best, idle = (S, 0) if better else (best, idle + 1)

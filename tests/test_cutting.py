@@ -183,10 +183,9 @@ def test_memory_bounds_a_stage():
     assert cut(layers, [3.0, 1.0], free, memory=[100, 100])[1] == (3,)
     assert cut(layers, [3.0, 1.0], free, memory=[10, 100])[1] == (2,)
     assert cut(layers, [3.0, 1.0], free, memory=[9.9, 100])[1] == (1,)
-    with pytest.raises(UsageError, match="stage of layer 1 has no place, device 1 lacks 1 bytes"):
-        cut(
-            layers, [3.0, 1.0], free, memory=[5, 2]
-        )  # one layer needs 5 on the first, 3 on the last
+    lacks = "stage of layer 0 has no place, device 1 lacks 1 bytes"
+    with pytest.raises(UsageError, match=lacks):  # it needs 5 on the first, 3 on the last
+        cut(layers, [3.0, 1.0], free, memory=[3, 2])
     with pytest.raises(UsageError, match="stage of layer 2 has no place, no device is left"):
         cut(layers, [3.0, 1.0], free, memory=[5, 3])
 

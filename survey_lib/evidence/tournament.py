@@ -131,7 +131,8 @@ def winners(played: pd.DataFrame) -> pd.DataFrame:
         gap = wide[first] - wide[second]
         p = ttest_rel(wide[first], wide[second]).pvalue if gap.std() > 0 else 1.0
         won = int((wide[first] >= wide.max(axis=1)).sum())
-        rows.append((*world, first, second, 100 * gap.mean(), p, f"{won} of {len(wide)}"))
+        ahead = round(100 * gap.mean(), 6) + 0.0  # a tie is 0, not -2e-15
+        rows.append((*world, first, second, ahead, p, f"{won} of {len(wide)}"))
     names = "kind degree winner next points_ahead p seeds_won".split()
     return pd.DataFrame(rows, columns=names)
 

@@ -227,6 +227,7 @@ def execute(path: Path, settings: Settings, out: Path, jobs: int = 1) -> str:
             start_timeout=300,
             engine_name="once",
             config=KERNEL,
+            extra_arguments=["--log-level=CRITICAL"],  # it logs the interrupt that ends it
         )
     except Exception as failure:  # a cell that raises, a kernel that dies, a disk that is full
         said = str(failure).strip()

@@ -1,5 +1,6 @@
 import json
 import math
+from dataclasses import replace
 from functools import partial
 
 import numpy as np
@@ -18,6 +19,8 @@ from survey_lib.methods.gossip import d_psgd
 from survey_lib.methods.non_iid import fedprox
 from survey_lib.methods.server_sync import fedavg, fedsgd
 from survey_lib.partition import dirichlet
+from survey_lib.presets import Device
+from survey_lib.spread import loguniform
 from survey_lib.tables import TABLES, Claim
 from survey_lib.topology import complete, ring
 from survey_lib.training import Task
@@ -254,7 +257,7 @@ def published():
         table=1, row="1", ref=41, method="fedavg", claim="c", baseline="b", metric="m", unit="x"
     )
     e |= dict(effect=0.2, ci_low=0.1, ci_high=0.3, seeds=5, verdict="supported", dataset="digits")
-    e |= dict(scale="full", notebook="01_architectures")
+    e |= dict(devices="raspberry pi", scale="full", notebook="01_architectures")
     return pd.DataFrame([e, e | dict(method="fedsgd")], columns=ledgers.COLUMNS)
 
 
@@ -278,6 +281,26 @@ def test_lab_records_a_line_in_the_order_of_the_tables(tmp_path):
     with pytest.raises(UsageError, match="no evidence for d_psgd"):
         lab.finish(["fedavg", "d_psgd"])
     assert lab.finish(["fedavg"]) == "01_architectures: finished, 1 methods with evidence"
+
+
+def test_a_line_says_on_what_devices(tmp_path):
+    own = Device(1e9, 1e9, 1.0, 2.0, 1.5, "assumed")
+    worlds = {
+        "raspberry pi": dict(link="lan"),
+        "microcontroller": dict(device="microcontroller"),
+        "phone, unequal": dict(device="phone", spread=loguniform(2)),
+        "own": dict(device=[own, own]),
+        "own and raspberry pi, unequal": dict(device=[own, "raspberry_pi"]),
+        "several kinds, unequal": dict(device=["jetson", "laptop", "phone"]),
+    }
+    cases = {k: replace(SMALL, world=w) for k, w in worlds.items()}
+    assert [ledgers.devices(c) for c in cases.values()] == list(worlds)
+    lab = Lab("01_architectures", out=tmp_path, seeds="0-1")
+    two = {"fedavg": cases["microcontroller"], "b": SMALL}
+    runs = lab.sweep(two)
+    lab.record("fedavg", runs, final, baseline="b", data="digits")
+    lab.judge("fedsgd", values(1.0, 1.1), values(1.0, 1.0), "digits")
+    assert list(lab.ledger()["devices"]) == ["raspberry pi", "microcontroller"]
 
 
 def test_points_are_per_cent(tmp_path):

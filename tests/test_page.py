@@ -86,7 +86,9 @@ def test_every_line_of_the_ledger_stands_there_once(parsed):
         assert attrs["data-verdict"] == line.verdict
         for part in (line.method, line.verdict, line.claim, line.baseline, line.metric):
             assert words(part) in text, line.method
-        assert f"{line.seeds} seeds; data: {line.dataset}" in text
+        assert attrs["data-devices"] == line.devices
+        fleet = f"; devices: {line.devices};" if line.devices else ";"
+        assert f"{line.seeds} seeds; data: {line.dataset}{fleet}" in text
 
 
 def test_the_tables_stand_there_as_the_survey_prints_them(parsed):
@@ -153,7 +155,7 @@ def test_equal_input_gives_equal_bytes(text):
 
 def test_whatever_the_data_say_stays_text():
     evil = "</p><script>alert(1)</script> \"x\" 'y' & {{ 7 * 7 }}"
-    columns = ("claim", "baseline", "metric", "dataset")
+    columns = ("claim", "baseline", "metric", "dataset", "devices")
     frame = PUBLISHED.head(1).assign(**{c: f"{evil} {c}" for c in columns})
     found = Parsed(page(frame, {"scale": evil, evil: [evil]}, **COMMON))
     assert len(found.all("script")) == 1 and "alert" not in found.all("script")[0][1]
@@ -280,7 +282,12 @@ def test_filters_leave_the_lines_that_fit(browser, address):
     assert browser.run("[...document.querySelectorAll('section.table:not([hidden])')].length") == 1
     choose(browser, table="", kind="text")
     assert browser.run(SHOWN) == PUBLISHED["row"].str.startswith("text").sum()
-    choose(browser, kind="", q="CHOCO_sgd  compressed")
+    fleets = Counter(PUBLISHED["devices"])
+    assert len(fleets) > 3
+    for fleet in fleets:
+        choose(browser, kind="", devices=fleet)
+        assert browser.run(SHOWN) == fleets[fleet]
+    choose(browser, devices="", q="CHOCO_sgd  compressed")
     names = browser.run("[...document.querySelectorAll('article:not([hidden])')].map(e => e.id)")
     assert "t2-r8-choco_sgd" in names and len(names) < len(PUBLISHED)
     choose(browser, q="nothing has this word")

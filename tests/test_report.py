@@ -21,7 +21,7 @@ from survey_lib.tables import TABLES
 
 NASTY = r"a<b> & 50%_{x} $y$ #1 | ~^\ [z] 'q' \"p\""
 LEDGER = "table row ref method claim baseline metric unit effect ci_low ci_high seeds verdict"
-LEDGER = [*LEDGER.split(), "dataset", "scale", "notebook"]
+LEDGER = [*LEDGER.split(), "dataset", "devices", "scale", "notebook"]
 
 
 @pytest.fixture
@@ -54,7 +54,7 @@ def table():
 @pytest.fixture
 def ledger():
     same = {"claim": "c", "metric": "accuracy", "ref": "58", "notebook": "02"}
-    same |= {"table": 4, "dataset": "digits", "seeds": 5}
+    same |= {"table": 4, "dataset": "digits", "devices": "raspberry pi", "seeds": 5}
     lines = [
         {"row": "1", "method": "scaffold", "baseline": "fedavg", "unit": "points", "effect": 2.3}
         | {"ci_low": 1.1, "ci_high": 3.5, "verdict": "supported", "scale": "full"},

@@ -78,7 +78,13 @@ def compare(
     runs = scenes.in_all(lab, chosen, tuned, lab.seeds[: claim.seeds], **how)
     verdicts = {s: _verdict(claim, runs[runs["scene"] == s], value, target) for s in scenes.SCENES}
     where = dict(dataset=lab.data(), scale=lab.scale, notebook=lab.notebook)
-    lines = [ledger.entry(YOURS, s, claim, v.effect, **where) for s, v in verdicts.items()]
+    fleet = {
+        s: ledger.devices(scenes.case(method, arguments, s, data=lab.data())) for s in verdicts
+    }
+    lines = [
+        ledger.entry(YOURS, s, claim, v.effect, devices=fleet[s], **where)
+        for s, v in verdicts.items()
+    ]
     return Comparison(runs, pd.DataFrame(lines, columns=ledger.COLUMNS), verdicts)
 
 

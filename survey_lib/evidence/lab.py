@@ -64,6 +64,7 @@ class Lab:
             )
         self.seeds = seed_list(seeds or self.pick(quick="0-2", full="0-9"))
         self.used = set()  # the seeds of all runs so far
+        self.cases = {}  # the cases of all sweeps so far, the last one at the end
         if self.jobs < 1:
             raise UsageError(f"JOBS={jobs}; at least one process is needed")
 
@@ -94,6 +95,7 @@ class Lab:
         title = shorten(", ".join(cases), 60, placeholder=" ...")
         seeds = list(seeds or self.seeds)
         self.used.update(seeds)
+        self.cases = {k: c for k, c in self.cases.items() if k not in cases} | cases
         return sweep(cases, seeds, out=self.out, jobs=self.jobs, title=title)
 
     def tune(
@@ -143,17 +145,22 @@ class Lab:
             values.append({int(seed): float(value(h)) for seed, h in chosen.groupby("seed")})
             best = chosen.groupby("seed")["accuracy"].max()
             missed.append(0 if target is None else int((best < target).sum()))
-        return self.judge(method, *values, data, missed=tuple(missed))
+        case = self.cases.get(label or method)
+        return self.judge(method, *values, data, tuple(missed), case)
 
-    def judge(self, method: str, values: dict, baseline: dict, data: str, missed=(0, 0)):
-        """Like `record`, from one value per seed."""
+    def judge(
+        self, method: str, values: dict, baseline: dict, data: str, missed=(0, 0), case=None
+    ) -> "Verdict":
+        """Like `record`, from one value per seed. case: whose devices; default: the last swept."""
         table, _ = ledger.place(method, self.notebook)
         stated = claim(method, table.number)
         scale = 100 if stated.unit == "points" else 1
         pair = [{s: scale * v for s, v in group.items()} for group in (values, baseline)]
         effect = judge(stated, *pair)
         dataset = Path(data).name if data.endswith(".npz") else data
-        where = dict(dataset=dataset, scale=self.scale, notebook=self.notebook)
+        case = case or next(reversed(self.cases.values()), None)
+        where = dict(dataset=dataset, devices=ledger.devices(case) if case else "")
+        where |= dict(scale=self.scale, notebook=self.notebook)
         ledger.add(self.out, ledger.line(method, effect, **where))
         return Verdict(stated, effect, *pair, missed)
 

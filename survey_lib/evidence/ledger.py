@@ -1,6 +1,7 @@
 """The ledger: one line of evidence per (table, row, method)."""
 
 import json
+from inspect import signature
 from pathlib import Path
 
 import pandas as pd
@@ -9,23 +10,23 @@ from survey_lib.errors import UsageError
 from survey_lib.evidence.store import read_sealed, write_atomic, write_sealed
 from survey_lib.evidence.verdict import Effect
 from survey_lib.tables import TABLES, Claim, Row, Table, claim, find
+from survey_lib.world import World
 
 COLUMNS = (
     "table row ref method claim baseline metric unit effect ci_low ci_high seeds verdict".split()
-    + "dataset scale notebook".split()
+    + "dataset devices scale notebook".split()
 )
 
 
-def line(method: str, effect: Effect, *, dataset: str, scale: str, notebook: str) -> dict:
-    """The ledger line of a method in the notebook's table."""
+def line(method: str, effect: Effect, *, notebook: str, **where: str) -> dict:
+    """The ledger line of a method in the notebook's table. where: dataset, devices and scale."""
     table, row = place(method, notebook)
     stated = claim(method, table.number)
-    where = dict(dataset=dataset, scale=scale, notebook=notebook)
-    return entry(table.number, row.number, stated, effect, **where)
+    return entry(table.number, row.number, stated, effect, **where, notebook=notebook)
 
 
 def entry(table, row: str, stated: Claim, effect: Effect, **where: str) -> dict:
-    """A line in the ledger's columns. where: dataset, scale and notebook."""
+    """A line in the ledger's columns. where: dataset, devices (see `devices`), scale, notebook."""
     return dict(
         table=table,
         row=row,
@@ -42,6 +43,17 @@ def entry(table, row: str, stated: Claim, effect: Effect, **where: str) -> dict:
         verdict=effect.verdict,
         **where,
     )
+
+
+def devices(case) -> str:
+    """On what kind of device a Case runs: a preset's name, "own" for one of the experiment's, with
+    "unequal" where not all are as fast."""
+    given = case.world.get("device", signature(World).parameters["device"].default)
+    each = given if isinstance(given, list | tuple) else [given]
+    kinds = dict.fromkeys(d if isinstance(d, str) else "own" for d in each)
+    uneven = len(set(each)) > 1 or case.world.get("spread") is not None
+    return ", ".join(["several kinds" if len(kinds) > 2 else " and ".join(kinds)]
+                     + ["unequal"] * uneven).replace("_", " ")  # fmt: skip
 
 
 def place(method: str, notebook: str) -> tuple[Table, Row]:

@@ -1,12 +1,12 @@
 "use strict";
-// Filters lines by verdict, table, kind and words; the state stands in the address after "#".
+// Filters lines by verdict, table, kind, devices and words; the state stands in the address after "#".
 const form = document.querySelector("#filter");
-const names = ["verdict", "table", "kind", "q"];
+const names = ["verdict", "table", "kind", "devices", "q"];
 const lines = [...document.querySelectorAll(".line")].map((node) => {
   const row = node.closest("tbody"), table = node.closest("section");
   const near = [...row.querySelectorAll(".cells, .says")].map((n) => n.textContent);
   const text = [...near, node.textContent].join(" ").toLowerCase();
-  return { node, text, table: table.id.slice(1), kind: row.dataset.kind, verdict: node.dataset.verdict };
+  return { node, text, table: table.id.slice(1), kind: row.dataset.kind, ...node.dataset };
 });
 
 function apply() {
@@ -14,7 +14,7 @@ function apply() {
   const words = wanted.q.toLowerCase().split(/\s+/).filter(Boolean);
   let shown = 0, all = 0;
   for (const line of lines) {
-    const same = ["verdict", "table", "kind"].every((k) => !wanted[k] || wanted[k] === line[k]);
+    const same = names.slice(0, -1).every((k) => !wanted[k] || wanted[k] === line[k]);
     line.node.hidden = !(same && words.every((word) => line.text.includes(word)));
     if (line.node.matches("article")) {
       all += 1;

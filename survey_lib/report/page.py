@@ -60,6 +60,7 @@ def page(ledger: pd.DataFrame, manifest: dict, *, figures=(), books=(), citation
         },
         tables=tables,
         total=len(ledger),
+        fleets=sorted({*ledger["devices"]} - {""}),
         seeds=(int(ledger["seeds"].min()), int(ledger["seeds"].max())) if len(ledger) else (0, 0),
         figures=[_figure(figure) for figure in figures],
         errata=[
@@ -179,6 +180,7 @@ def _line(method, found, place, headings):
         larger=stated.direction > 0,
         link=f"../notebooks/{found.notebook}.ipynb{anchor}",
         heading=heading or found.notebook,
+        devices=found.devices,
         data=found.dataset if found.scale == "full" else f"{found.dataset} ({found.scale})",
     )
 

@@ -289,8 +289,8 @@ def test_a_line_says_on_what_devices(tmp_path):
         "raspberry pi": dict(link="lan"),
         "microcontroller": dict(device="microcontroller"),
         "phone, unequal": dict(device="phone", spread=loguniform(2)),
-        "own": dict(device=[own, own]),
-        "own and raspberry pi, unequal": dict(device=[own, "raspberry_pi"]),
+        "the experiment's own": dict(device=[own, own]),
+        "the experiment's own and raspberry pi, unequal": dict(device=[own, "raspberry_pi"]),
         "several kinds, unequal": dict(device=["jetson", "laptop", "phone"]),
     }
     cases = {k: replace(SMALL, world=w) for k, w in worlds.items()}

@@ -46,11 +46,11 @@ def entry(table, row: str, stated: Claim, effect: Effect, **where: str) -> dict:
 
 
 def devices(case) -> str:
-    """On what kind of device a Case runs: a preset's name, "own" for one of the experiment's, with
+    """On what kind of device a Case runs: a preset's name, or the experiment's own, with
     "unequal" where not all are as fast."""
     given = case.world.get("device", signature(World).parameters["device"].default)
     each = given if isinstance(given, list | tuple) else [given]
-    kinds = dict.fromkeys(d if isinstance(d, str) else "own" for d in each)
+    kinds = dict.fromkeys(d if isinstance(d, str) else "the experiment's own" for d in each)
     uneven = len(set(each)) > 1 or case.world.get("spread") is not None
     return ", ".join(["several kinds" if len(kinds) > 2 else " and ".join(kinds)]
                      + ["unequal"] * uneven).replace("_", " ")  # fmt: skip

@@ -227,7 +227,7 @@ in_browser = pytest.mark.skipif(CHROMIUM is None, reason="there is no chromium h
 SHOWN = "document.querySelectorAll('article:not([hidden])').length"
 SAID = "document.querySelector('#filter output').value"
 CHOOSE = """(() => {{ const field = document.querySelector('#filter').elements['{name}'];
-field.value = '{value}'; field.dispatchEvent(new Event('input', {{bubbles: true}})); }})()"""
+field.value = {value}; field.dispatchEvent(new Event('input', {{bubbles: true}})); }})()"""
 
 
 @pytest.fixture(scope="module")
@@ -245,7 +245,7 @@ def address(tmp_path_factory, text):
 
 def choose(browser, **values):
     for name, value in values.items():
-        browser.run(CHOOSE.format(name=name, value=value))
+        browser.run(CHOOSE.format(name=name, value=json.dumps(value)))
 
 
 @in_browser

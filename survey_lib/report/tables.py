@@ -12,7 +12,7 @@ from IPython.display import HTML
 
 from survey_lib.errors import UsageError
 from survey_lib.evidence.store import write_atomic
-from survey_lib.report.text import NO_EVIDENCE, VERDICTS, effect_text, interval, plus_minus
+from survey_lib.report.text import NO_EVIDENCE, VERDICTS, effect_text, interval, number, plus_minus
 from survey_lib.tables import TABLES, find
 from survey_lib.tables.claims import CLAIMS
 
@@ -138,7 +138,7 @@ def claimed(claim) -> str:
         other = {1: "smaller", -1: "larger"}[claim.direction]
         return f"at most {f'a factor {1 / claim.least:.3g}' if ratio else -claim.least} {other}"
     if ratio:
-        return f"{side} by a factor {'of' if claim.least > 1 else 'above'} {claim.least:.3g}"
+        return f"{side} by a factor {'of' if claim.least > 1 else 'above'} {number(claim.least)}"
     return f"{side} by {claim.least:g} {claim.unit} or more"
 
 

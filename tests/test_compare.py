@@ -1,6 +1,7 @@
 """A reader's own method: what compare() gives, and what it says to one with a mistake."""
 
 import itertools
+from dataclasses import replace
 from functools import partial
 
 import numpy as np
@@ -197,3 +198,4 @@ def test_what_is_right_passes():
     check(case(right))
     check(case(first_answers, first=2, E=1, B=10))
     check(case(fedavg, S=4, E=1, B=10))  # and so does the survey's
+    check(replace(case(right), world=dict(loss=0.2, retry=True)))

@@ -5,6 +5,7 @@ convolution and pooling layers take them by hand (backprop.py), any other by aut
 runs depends on the network only; how large a chunk is, on the network and the batch size.
 """
 
+import itertools
 from collections.abc import Callable
 from copy import copy
 from functools import partial
@@ -97,8 +98,9 @@ class Task:
                 f"B = {B}; a batch needs at least one sample (None: all of the device's)"
             )
         size = self.sizes[chosen]
-        per_epoch = -(-size // B) if B else np.ones_like(size)
-        return np.broadcast_to(per_epoch * E if K is None else K, size.shape).astype(int)
+        if K is not None:
+            return np.full(size.shape, K, int)
+        return ((-(-size // B) if B else np.ones_like(size)) * E).astype(int)
 
     def batch(self, B: int, *key) -> tuple[Tensor, Tensor]:
         """B samples of all devices' data without replacement: images (B, ...), labels (B,)."""
@@ -203,9 +205,12 @@ def gradients_on(task, X, rows, weight, loss: Loss = cross_entropy) -> Tensor:
 
 def work(task, chosen, *, B=None, E=None, K=None) -> np.ndarray:
     """(k,) FLOPs of local training: forward and backward of every sample that is visited."""
-    steps, per_epoch = task.steps(chosen, B=B, E=E, K=K), task.steps(chosen, B=B, E=1)
-    size = task.sizes[chosen]
-    visited = steps // per_epoch * size + steps % per_epoch * np.minimum(size, B or size)
+    steps, size = task.steps(chosen, B=B, E=E, K=K), task.sizes[chosen]
+    if K is None:
+        visited = size * E
+    else:
+        per_epoch = task.steps(chosen, B=B, E=1)
+        visited = steps // per_epoch * size + steps % per_epoch * np.minimum(size, B or size)
     per_sample = task.network.flops + sum(layer.backward for layer in task.network.layers)
     return visited * float(per_sample)
 
@@ -275,6 +280,11 @@ def train(
     return Y if (np.diff(order) > 0).all() else Y[np.argsort(order)]
 
 
+def some(rows: Tensor, at: np.ndarray) -> Tensor:
+    """The rows at ascending positions, without a copy where these are all."""
+    return rows if len(at) == len(rows) else rows[at]
+
+
 def _cohort(x, k):
     return x.expand(k, -1) if x.dim() == 1 else x
 
@@ -314,9 +324,15 @@ def _train_any(task, Y, x, batches, steps, loss, members, eta, shrink, drift, *,
     """`_train_by_hand` for any network, with a projection of the gradients."""
     X = x.clone(memory_format=torch.contiguous_format)
     for m, *batch in _at_work(steps, batches):
-        G = _gradients(task, torch.empty_like(X[:m]), X[:m], *batch, loss, members[:m])
-        G = G if project is None else project(G.cpu(), members[:m]).to(G.device)
-        X[:m].mul_(shrink).sub_(G, alpha=eta)
+        if project is not None or task.network.by_hand:
+            G = _gradients(task, torch.empty_like(X[:m]), X[:m], *batch, loss, members[:m])
+            G = G if project is None else project(G.cpu(), members[:m]).to(G.device)
+            X[:m].mul_(shrink).sub_(G, alpha=eta)
+        else:
+            for part, slopes in _autograd(task, X[:m], *batch, loss, members[:m]):
+                for v, slope in zip(task.network.views(X[:m][part]), slopes, strict=True):
+                    v = v if shrink == 1 else v.mul_(shrink)
+                    v.sub_(slope, alpha=eta)
         if drift is not None:
             X[:m].add_(drift[:m])
     Y.copy_(X)
@@ -336,11 +352,9 @@ def _at_work(steps, batches):
 def _gradients(task, G, X, seen, y, rows, weight, loss, members):
     """G = the gradients of the models X, each (k, d), on their samples."""
     if not task.network.by_hand:
-        alike = len(X) > 1 and bool(weight.all())  # else some batches are smaller
-        for i in range(1 if alike else len(X)):
-            part = slice(None) if alike else slice(i, i + 1)
-            some = (v[part] for v in (G, X, seen, y, rows, weight, members))
-            _autograd(task, *some, loss)
+        for part, slopes in _autograd(task, X, seen, y, rows, weight, loss, members):
+            for v, slope in zip(task.network.views(G[part]), slopes, strict=True):
+                v.copy_(slope)
         return G
     (W, b), (dW, db) = (_unstack(task.network, V, copy=False) for V in (X, G))
     for j, left, right, slope in _slopes(task, W, b, seen, y, rows, weight, loss, members):
@@ -367,14 +381,22 @@ def _unstack(network, X, copy=True):
     return views[0::2], views[1::2]
 
 
-def _autograd(task, G, X, seen, y, rows, weight, members, loss):
-    """`_gradients` by autograd, of models whose batches are equally large, or of one."""
-    if not weight[0, -1]:  # padding only ever follows the samples
-        seen, y, rows, weight = (v[:, weight[0] > 0] for v in (seen, y, rows, weight))
-    z, parameters = task.network.track(X, resident(task.x)[seen])
-    delta = _slope(loss, z.detach(), y, rows, members) * weight.unsqueeze(2)
-    slopes = torch.autograd.grad(z, parameters, delta, materialize_grads=True)
-    G.copy_(torch.cat([v.reshape(len(X), -1) for v in slopes], 1))
+def _autograd(task, X, *batch):
+    """Parts of the models X (k, d) and their gradients by autograd, per parameter. batch: seen, y,
+    rows, weight, loss, members. All at once, or one by one where some batches are smaller."""
+    seen, y, rows, weight, loss, members = batch
+    alike = len(X) > 1 and bool(weight.all())
+    for i in range(1 if alike else len(X)):
+        part = slice(None) if alike else slice(i, i + 1)
+        own = slice(None) if alike or weight[i, -1] else weight[i] > 0  # padding comes last
+        here = [v[part][:, own] for v in (seen, y, rows, weight)]
+        z, parameters = task.network.track(X[part], resident(task.x)[here[0]])
+        delta = _slope(loss, z.detach(), *here[1:3], members[part]) * here[3].unsqueeze(2)
+        slopes = torch.autograd.grad(z, parameters, delta, materialize_grads=True)
+        yield (
+            part,
+            [v.reshape(len(z), *s) for v, s in zip(slopes, task.network.shapes, strict=True)],
+        )
 
 
 def _slope(loss, z, y, rows, members):
@@ -385,13 +407,12 @@ def _slope(loss, z, y, rows, members):
 
 
 class InFlight:
-    """Local trainings under way at asynchronous devices, done as late and as many at once as
-    possible.
+    """Local trainings under way at asynchronous devices, done late and many at once.
 
-    `start(i, x, seed)` notes that device i begins at model x; `result(i)` trains every noted device
-    in one cohort when i's model is not there yet. What a device computes depends on its own start
-    only, and on the data that it held then. compute: (task, devices, X, seed=keys, **how) -> rows,
-    such as `batch_gradients`; default: `train`.
+    `start(i, x, seed)` notes that device i begins at model x; `result(i)` trains i, when its model
+    is not there yet, in one cohort with the devices that were noted first. What a device computes
+    depends on its own start only, and on the data that it held then. compute: (task, devices, X,
+    seed=keys, **how) -> rows, such as `batch_gradients`; default: `train`.
     """
 
     def __init__(self, task, compute=None, **how):
@@ -400,21 +421,21 @@ class InFlight:
 
     def start(self, i: int, x: Tensor, seed) -> None:
         if self.task.sizes is not self.then.sizes:  # data came in
-            self._finish()
+            while self.noted:
+                self._finish([*self.noted][:WIDE])
             self.then = copy(self.task)
+        for earlier in (self.noted, self.done):  # is not asked for any more
+            earlier.pop(i, None)
         self.noted[i] = (x, seed)
-        self.done.pop(i, None)  # a fresh start: what it trained before is not asked for any more
 
     def result(self, i: int) -> Tensor:
         if i not in self.done:
-            self._finish()
+            first = itertools.islice(self.noted, WIDE)  # the likeliest to arrive next
+            self._finish(sorted({i, *first}))
         return self.done.pop(i)
 
-    def _finish(self):
-        devices = sorted(self.noted)
-        if devices:
-            X, keys = zip(*(self.noted[j] for j in devices), strict=True)
-            compute = self.compute or train
-            Y = compute(self.then, devices, torch.stack(X), seed=list(keys), **self.how)
-            self.done.update(zip(devices, Y, strict=True))
-            self.noted.clear()
+    def _finish(self, devices):
+        X, keys = zip(*(self.noted.pop(j) for j in devices), strict=True)
+        compute = self.compute or train
+        Y = compute(self.then, devices, torch.stack(X), seed=list(keys), **self.how)
+        self.done.update(zip(devices, Y, strict=True))

@@ -6,7 +6,7 @@ import torch
 
 from survey_lib.errors import UsageError
 from survey_lib.topology import at_round, delivered, heard, links, mask
-from survey_lib.training import gradients
+from survey_lib.training import gradients, some
 
 
 def allreduce_sgd(task, world, *, eta, B, algorithm="ring", seed=0):
@@ -44,15 +44,14 @@ def d_psgd(task, world, *, W, eta, B, adapt_first=False, seed=0):
     W = W.to(X.dtype)
     for r in itertools.count():
         yield X
-        on = world.online()
-        step = torch.zeros_like(X)
-        step[on] = eta * gradients(task, world, on, X[on], B=B, seed=(seed, r))
-        V = at_round(W, r)
+        on, V = world.online(), at_round(W, r)
+        G = gradients(task, world, on, some(X, on), B=B, seed=(seed, r))  # (k, d)
+        step = (0, torch.from_numpy(on), G)
         if adapt_first:
-            X = X - step
-            X = heard(V, world.exchange(V, X)) @ X
-        else:
-            X = heard(V, world.exchange(V, X)) @ X - step
+            X = X.index_add(*step, alpha=-eta)
+        X = heard(V, world.exchange(V, X)) @ X
+        if not adapt_first:
+            X = X.index_add_(*step, alpha=-eta)
 
 
 def choco_sgd(task, world, *, W, Q, gamma, eta, B, seed=0):

@@ -10,7 +10,7 @@ from torch.nn import functional as F
 from survey_lib.errors import UsageError
 from survey_lib.streams import stream
 from survey_lib.topology import complete
-from survey_lib.training import cross_entropy, gradients, local_sgd
+from survey_lib.training import cross_entropy, gradients, local_sgd, some
 
 
 def sample(n: int, S: int, *key) -> np.ndarray:
@@ -53,7 +53,7 @@ def fedsgd(task, world, *, S, eta, seed=0):
         G = gradients(task, world, chosen, x, seed=(seed, r))  # (k, d)
         up = world.gather(chosen, G)
         if len(up):
-            x = x - eta * mean(G[up], task.sizes[chosen[up]])
+            x = x - eta * mean(some(G, up), task.sizes[chosen[up]])
 
 
 def fedavg(
@@ -95,10 +95,10 @@ def fedavg(
         sent = np.flatnonzero(np.broadcast_to((epochs == whole) | keep, len(chosen)))
         if len(chosen) and not len(sent) and deadline is None:
             world.barrier(chosen)  # gather would wait for nobody
-        chosen, Y = chosen[sent], Y[sent]
+        chosen, Y = chosen[sent], some(Y, sent)
         up = world.gather(chosen, Y, deadline=deadline)
         if len(up):
-            x, v = server(x, mean(Y[up], task.sizes[chosen[up]]), v)
+            x, v = server(x, mean(some(Y, up), task.sizes[chosen[up]]), v)
 
 
 def partial_work(E, share, chosen, *key) -> np.ndarray:

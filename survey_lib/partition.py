@@ -385,10 +385,12 @@ def fill(parts):
     return parts
 
 
-def label_counts(y: np.ndarray, parts: list[np.ndarray]) -> np.ndarray:
-    """(n, classes): how many samples of each class each device holds."""
-    classes = int(y.max()) + 1
-    return np.stack([np.bincount(y[p], minlength=classes) for p in parts])
+def label_counts(y, parts: list[np.ndarray], classes: int | None = None) -> np.ndarray:
+    """(n, classes): how many samples of each class each device holds. classes: if y may lack the
+    last."""
+    classes = classes or int(y.max()) + 1
+    counts = [np.bincount(y[p], minlength=classes) for p in parts]
+    return np.array(counts, int).reshape(-1, classes)
 
 
 def own_skew(counts: np.ndarray) -> np.ndarray:

@@ -329,10 +329,10 @@ def _train_any(task, Y, x, batches, steps, loss, members, eta, shrink, drift, *,
             G = G if project is None else project(G.cpu(), members[:m]).to(G.device)
             X[:m].mul_(shrink).sub_(G, alpha=eta)
         else:
-            for part, slopes in _autograd(task, X[:m], *batch, loss, members[:m]):
-                for v, slope in zip(task.network.views(X[:m][part]), slopes, strict=True):
-                    v = v if shrink == 1 else v.mul_(shrink)
-                    v.sub_(slope, alpha=eta)
+            for part, own, slope in _autograd(task, X[:m], *batch, loss, members[:m]):
+                v = X[:m][part, own]
+                v = v if shrink == 1 else v.mul_(shrink)
+                v.sub_(slope, alpha=eta)
         if drift is not None:
             X[:m].add_(drift[:m])
     Y.copy_(X)
@@ -352,9 +352,8 @@ def _at_work(steps, batches):
 def _gradients(task, G, X, seen, y, rows, weight, loss, members):
     """G = the gradients of the models X, each (k, d), on their samples."""
     if not task.network.by_hand:
-        for part, slopes in _autograd(task, X, seen, y, rows, weight, loss, members):
-            for v, slope in zip(task.network.views(G[part]), slopes, strict=True):
-                v.copy_(slope)
+        for part, own, slope in _autograd(task, X, seen, y, rows, weight, loss, members):
+            G[part, own] = slope
         return G
     (W, b), (dW, db) = (_unstack(task.network, V, copy=False) for V in (X, G))
     for j, left, right, slope in _slopes(task, W, b, seen, y, rows, weight, loss, members):
@@ -381,22 +380,22 @@ def _unstack(network, X, copy=True):
     return views[0::2], views[1::2]
 
 
-def _autograd(task, X, *batch):
-    """Parts of the models X (k, d) and their gradients by autograd, per parameter. batch: seen, y,
-    rows, weight, loss, members. All at once, or one by one where some batches are smaller."""
-    seen, y, rows, weight, loss, members = batch
+def _autograd(task, X, seen, y, rows, weight, loss, members):
+    """The gradients of the models X (k, d) in parts, by autograd: which models, which of their
+    parameters, and (models, parameters). All models at once, or one by one where some have a
+    smaller batch."""
     alike = len(X) > 1 and bool(weight.all())
     for i in range(1 if alike else len(X)):
         part = slice(None) if alike else slice(i, i + 1)
-        own = slice(None) if alike or weight[i, -1] else weight[i] > 0  # padding comes last
-        here = [v[part][:, own] for v in (seen, y, rows, weight)]
-        z, parameters = task.network.track(X[part], resident(task.x)[here[0]])
-        delta = _slope(loss, z.detach(), *here[1:3], members[part]) * here[3].unsqueeze(2)
-        slopes = torch.autograd.grad(z, parameters, delta, materialize_grads=True)
-        yield (
-            part,
-            [v.reshape(len(z), *s) for v, s in zip(slopes, task.network.shapes, strict=True)],
-        )
+        real = slice(None) if alike or weight[i, -1] else weight[i] > 0  # padding comes last
+        images, *batch, w = (v[part][:, real] for v in (seen, y, rows, weight))
+        z, parameters = task.network.track(X[part], resident(task.x)[images])
+        delta = _slope(loss, z.detach(), *batch, members[part]) * w.unsqueeze(2)
+        end = 0
+        for slope in torch.autograd.grad(z, parameters, delta, materialize_grads=True):
+            slope = slope.reshape(len(z), -1)
+            begin, end = end, end + slope.shape[1]
+            yield part, slice(begin, end), slope
 
 
 def _slope(loss, z, y, rows, members):
@@ -430,8 +429,8 @@ class InFlight:
 
     def result(self, i: int) -> Tensor:
         if i not in self.done:
-            first = itertools.islice(self.noted, WIDE)  # the likeliest to arrive next
-            self._finish(sorted({i, *first}))
+            others = (j for j in self.noted if j != i)  # the first ones are likely to be next
+            self._finish(sorted([i, *itertools.islice(others, WIDE - 1)]))
         return self.done.pop(i)
 
     def _finish(self, devices):

@@ -530,6 +530,31 @@ def test_in_flight_trains_once_per_miss(cohorts):
     close(again, training.train(task, [1], x, eta=0.1, B=4, K=2, seed=(1, 1))[0])
 
 
+def test_in_flight_trains_those_that_wait_longest_and_no_more_than_a_chunk(cohorts, monkeypatch):
+    monkeypatch.setattr(training, "WIDE", 3)
+    task = random_task(mlp(7))
+    how = dict(eta=0.1, B=4, K=2)
+    flight, x = InFlight(task, **how), task.init()
+    for i in (5, 0, 2, 4, 1):
+        flight.start(i, x, (0, i))
+    flight.start(0, x, (1, 0))  # begins anew, behind 1
+    for i in (1, 5, 2, 4, 0):
+        want = training.train(task, [i], x, seed=(int(i == 0), i), **how)[0]
+        close(flight.result(i), want)
+    assert [c for c in cohorts if len(c) > 1] == [[1, 2, 5], [0, 4]]
+
+
+def test_in_flight_trains_all_before_the_data_change(cohorts, monkeypatch):
+    monkeypatch.setattr(training, "WIDE", 2)
+    task = random_task(mlp(7))
+    flight, x = InFlight(task, eta=0.1, B=4, K=2), task.init()
+    for i in (3, 1, 2):
+        flight.start(i, x, 0)
+    task.sizes = task.sizes.copy()
+    flight.start(0, x, 0)
+    assert [set(c) for c in cohorts] == [{1, 3}, {2}] and list(flight.noted) == [0]
+
+
 def test_in_flight_a_second_start_replaces_the_first():
     task = random_task(mlp(7))
     how = dict(eta=0.1, B=4, K=2)

@@ -122,7 +122,14 @@ def canonical(value):
     if isinstance(value, torch.dtype):
         return str(value)
     if isinstance(value, pd.DataFrame):
-        return {"frame": hashlib.sha256(value.to_csv().encode()).hexdigest()[:16]}
+        columns = [canonical(value.iloc[:, k]) for k in range(value.shape[1])]
+        return {"index": canonical(value.index), "columns": columns}
+    if isinstance(value, pd.Series | pd.Index):
+        bits = pd.util.hash_pandas_object(value).to_numpy().tobytes()
+        return {
+            "series": [canonical(value.name), str(value.dtype)],
+            "sha256": hashlib.sha256(bits).hexdigest()[:16],
+        }
     if isinstance(value, dict):
         return {str(k): canonical(v) for k, v in value.items()}
     if isinstance(value, tuple | list):

@@ -21,6 +21,7 @@ from survey_lib.methods.codistillation import (
 )
 from survey_lib.methods.distillation import bits, federated_distillation_fd, regularised
 from survey_lib.methods.personal_models import public_rows
+from survey_lib.partition import label_counts
 from survey_lib.soft_labels import encode, number, points, quantise
 from survey_lib.streams import stream
 from survey_lib.tasks import kinds, redealt
@@ -89,8 +90,7 @@ def with_extra(value, **more):
 
 def held_labels(task, chosen) -> np.ndarray:
     """(k, C): samples of each label at the chosen devices."""
-    rows = [np.bincount(task.y[task.rows(i)], minlength=task.classes) for i in chosen]
-    return np.array(rows, int).reshape(-1, task.classes)
+    return label_counts(task.y, [task.rows(i) for i in chosen], task.classes)
 
 
 def named_labels(target, held, on, redundant, seed) -> np.ndarray:

@@ -1,7 +1,6 @@
 """Figures that are drawn once: kept under OUT/drawn, read from there while nothing has changed."""
 
 import base64
-import hashlib
 import re
 from collections.abc import Callable
 from functools import wraps
@@ -9,7 +8,6 @@ from inspect import signature
 from pathlib import Path
 
 import matplotlib
-import pandas as pd
 import PIL
 from IPython.display import HTML
 
@@ -29,7 +27,7 @@ def drawn(draw: Callable[..., HTML]) -> Callable[..., HTML]:
         given = dict(signature(draw).bind(*args, **how).arguments)
         out, name = given.pop("out", None), given["name"]
         try:
-            key = Store.key({"draw": canonical(draw), "given": _given(given), **LIBRARIES})
+            key = Store.key({"draw": canonical(draw), "given": canonical(given), **LIBRARIES})
         except TypeError:  # an argument that cannot be told from others
             out = None
         if out is None:
@@ -48,18 +46,3 @@ def drawn(draw: Callable[..., HTML]) -> Callable[..., HTML]:
         return figure
 
     return drawing
-
-
-def _given(value):
-    """An argument as data; frames, series and indices by names, types and a hash of their bits."""
-    if isinstance(value, pd.DataFrame):
-        columns = [_given(value.iloc[:, k]) for k in range(value.shape[1])]
-        return [_given(value.index), *columns]
-    if isinstance(value, pd.Series | pd.Index):
-        bits = pd.util.hash_pandas_object(value).to_numpy().tobytes()
-        return [_given(value.name), str(value.dtype), hashlib.sha256(bits).hexdigest()]
-    if isinstance(value, dict):
-        return {str(k): _given(v) for k, v in value.items()}
-    if isinstance(value, tuple | list):
-        return [_given(v) for v in value]
-    return canonical(value)

@@ -1,6 +1,7 @@
 """Real processes give the simulated models, and send the bytes that the world counts."""
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from torch.multiprocessing import ProcessRaisedException
@@ -93,3 +94,28 @@ def test_what_live_processes_cannot_do_is_refused(monkeypatch):
         world.allreduce([0, 1], X, "naive")
     with pytest.raises(UsageError, match="send tensors"):
         world.exchange(torch.ones(2, 2), (X, 3))
+
+
+def test_totals_tell_framing_in_steps():
+    """Some bytes more or less on the connections, as from run to run, change nothing."""
+    row = dict(simulated=100, sent=100)
+    table = pd.DataFrame(
+        [
+            dict(method="b", difference=1e-9, wire=104, **row),
+            dict(method="b", difference=3e-9, wire=108, **row),
+            dict(method="a", difference=np.nan, wire=99.0, **row),
+            dict(method="a", difference=0.0, wire=100.0, **row),
+            dict(method="c", difference=0.0, wire=np.nan, **row),
+            dict(method="d", difference=0.0, wire=150, **row),
+            dict(method="e", difference=0.0, wire=110, **row),
+        ]
+    )
+    total = live.totals(table).set_index("method")
+    assert list(total.index) == ["b", "a", "c", "d", "e"]
+    found = ["below 10 %", "less than was sent", "not measured", "50 % or more", "below 25 %"]
+    assert list(total["framing"]) == found
+    assert total.loc["b"].drop("framing").to_dict() == dict(
+        difference=3e-9, simulated=200, sent=200
+    )
+    more = live.totals(table.assign(wire=table["wire"] + table["wire"].lt(110)))
+    assert more.drop(1)["framing"].equals(live.totals(table).drop(1)["framing"])

@@ -62,6 +62,8 @@ class LiveWorld:
         """Each device sends its row to those who hear it, and overwrites the rows it hears."""
         if overlap:
             raise UsageError(f"overlap = {overlap}: live processes wait for every exchange")
+        if W.shape != (self.n, self.n):
+            raise UsageError(f"W is {tuple(W.shape)} but there are {self.n} devices")
         links = (W != 0).fill_diagonal_(False)
         if self.rank == self.n:  # a server has no part in this
             return links

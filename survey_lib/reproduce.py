@@ -230,6 +230,9 @@ def execute(path: Path, settings: Settings, out: Path, jobs: int = 1) -> str:
             extra_arguments=["--log-level=CRITICAL"],  # it logs the interrupt that ends it
         )
     except Exception as failure:  # a cell that raises, a kernel that dies, a disk that is full
+        if isinstance(failure, OSError) and (told := explained(failure, part)) is not failure:
+            part.unlink(missing_ok=True)  # half a notebook
+            raise told from None
         said = str(failure).strip()
         error = said.splitlines()[-1] if said else type(failure).__name__
     if not part.exists():

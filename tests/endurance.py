@@ -164,7 +164,7 @@ def survive_a_full_disk(command, out, whole, size, say=print) -> list[str]:
         subprocess.run([*map(str, call)], stdout=log, stderr=log, env=env)
     text, first, second = said(out), Path(f"{out}.first"), Path(f"{out}.second")
     faults = []
-    if "first exit code 1" not in text or "No space left on device for" not in text:
+    if "first exit code 1" not in text or "free some and run again" not in text:
         faults.append(f"{out} with {size} bytes: no clear refusal: {text}")
     if "Traceback" in text:
         faults.append(f"{out} with {size} bytes: a traceback: {text}")

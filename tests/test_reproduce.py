@@ -1,5 +1,6 @@
 """The runner: what it refuses, how it judges a notebook, and what survives a killed process."""
 
+import errno
 import json
 import os
 import shutil
@@ -131,6 +132,26 @@ def test_a_run_without_evidence_has_its_page_all_the_same(folder, tmp_path):
     frame = runner.assemble(tmp_path / "out", quick(tmp_path / "out").checked())
     page = (tmp_path / "out" / "report.html").read_text()
     assert frame.empty and "no evidence yet" in page and "evidence at quick scale" in page
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EACCES])
+def test_a_notebook_that_cannot_be_written_is_told_in_one_line(
+    folder, tmp_path, monkeypatch, capsys, number
+):
+    """Half a notebook is no reason for a traceback."""
+
+    def half(source, part, *_, **how):
+        Path(part).write_text('{"cells": [')
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(runner.papermill, "execute_notebook", half)
+    folder(book("1"))
+    code = main(["reproduce", "--scale", "quick", "--out", str(tmp_path / "out")])
+    said = capsys.readouterr().err
+    full = number == errno.ENOSPC
+    assert code == (1 if full else 2) and "Traceback" not in said and "01_small.ipynb" in said
+    assert ("free some and run again" if full else "give a folder that can be written") in said
+    assert not list((tmp_path / "out").rglob("01_small.ipynb"))
 
 
 # ---- running ------------------------------------------------------------------------------------

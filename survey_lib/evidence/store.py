@@ -50,9 +50,9 @@ def write_atomic(path: Path, content: str | bytes) -> Path:
 
 
 def explained(error: OSError, path: Path, size: int = 0) -> Exception:
-    """An error in writing `size` bytes to `path`, with what to do about it."""
+    """An error in writing `size` bytes (0: not known) to `path`, with what to do about it."""
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
-        need = f"No space left on device for {size} bytes"
+        need = "No space left on device" + (f" for {size} bytes" if size else "")
         return OSError(
             error.errno, f"{need}; free some and run again, finished runs are kept", path
         )

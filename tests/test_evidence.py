@@ -7,6 +7,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from conftest import leaves
 
 from survey_lib.errors import Diverged, UsageError
 from survey_lib.evidence import Case, area, at, final, judge, reach, run, store, sweep, tune
@@ -15,11 +16,13 @@ from survey_lib.evidence.lab import Lab, seed_list
 from survey_lib.evidence.regret import regrets
 from survey_lib.evidence.store import Store, canonical, source_hash, write_atomic
 from survey_lib.evidence.sweep import describe
+from survey_lib.methods.bayesian import FullGaussian, MeanField
 from survey_lib.methods.gossip import d_psgd
 from survey_lib.methods.non_iid import fedprox
 from survey_lib.methods.server_sync import fedavg, fedsgd
 from survey_lib.partition import dirichlet
 from survey_lib.presets import Device
+from survey_lib.problems import ClusteredMeans
 from survey_lib.spread import loguniform
 from survey_lib.tables import TABLES, Claim
 from survey_lib.topology import complete, ring
@@ -75,6 +78,7 @@ def test_a_model_that_is_not_finite_is_refused_and_a_case_records_it_as_guessing
         run(fedsgd, Task(n=4), World(4), rounds=9, **wild)
     history = Case(fedsgd, wild, dict(n=4), until=dict(rounds=9)).run(0)
     assert history["round"].iloc[-1] == 9 and history["accuracy"].iloc[-1] == 0.1
+    assert reach(history, 0.9, "clock") == np.inf > history["clock"].iloc[-1]  # not the soonest
 
 
 def test_final_and_reach_by_hand():
@@ -153,8 +157,81 @@ def test_a_method_typed_into_a_shell_has_a_key_that_follows_its_helpers():
     assert typed("x + 1") == typed("x + 1") != typed("x + 2")
 
 
+def test_a_method_typed_into_a_shell_has_a_key_that_follows_its_values_and_classes():
+    def typed(scale, step, base):
+        space = {"__name__": "__main__", "torch": torch, "scale": scale}
+        exec(
+            f"""
+class Base:
+    def step(self): return {base}
+class Rule(Base):
+    @property
+    def size(self): return {step}
+def method(task): yield torch.relu(scale) * Rule().size * Rule().step()
+""",
+            space,
+        )
+        return source_hash(space["method"])
+
+    same = typed(torch.ones(2), 1, 1)
+    assert typed(torch.ones(2), 1, 1) == same
+    assert len({same, typed(torch.zeros(2), 1, 1), typed([1], 1, 1), typed([2], 1, 1)}) == 4
+    assert typed(torch.ones(2), 2, 1) != same != typed(torch.ones(2), 1, 2)
+
+
+def test_the_key_follows_the_code_of_objects_and_of_base_classes(monkeypatch):
+    """A belief is an argument; what a personal problem is judged by stands in its base class."""
+
+    def changed(value, what):
+        before, old = canonical(value), store._source
+        monkeypatch.setattr(store, "_source", lambda f: old(f) + "# changed" * (f is what))
+        source_hash.cache_clear()
+        after = canonical(value)
+        monkeypatch.undo()
+        source_hash.cache_clear()
+        return before != after
+
+    assert changed(FullGaussian(), FullGaussian) and not changed(MeanField(B=1), FullGaussian)
+
+    class Base:
+        pass
+
+    class Derived(Base):
+        pass
+
+    assert changed(Derived, Base) and changed(Derived, Derived) and not changed(Base, Derived)
+    reached, old = [], store._reach
+    monkeypatch.setattr(store, "_reach", lambda names: reached.append(names) or old(names))
+    source_hash.cache_clear()
+    source_hash(ClusteredMeans)
+    assert reached == [{"survey_lib.problems"}]  # Personal is there, all of it counts
+    source_hash.cache_clear()
+
+
+def test_what_a_nested_function_holds_is_in_its_key():
+    def make(step):
+        return lambda x: step * x
+
+    assert canonical(make(1)) == canonical(make(1)) != canonical(make(2))
+    with pytest.raises(TypeError, match="cannot be part of a run's key"):
+        canonical(make(object()))
+
+
+def test_a_changed_trace_is_another_world(tmp_path):
+    trace = tmp_path / "churn.csv"
+    write = partial(pd.DataFrame.to_csv, path_or_buf=trace, index=False)
+    write(leaves(0, 1.0))
+    case = Case(fedavg, SMALL.arguments, SMALL.task, dict(churn=str(trace)), SMALL.until)
+    before = describe(case, 0)
+    assert describe(case, 0) == before
+    write(leaves(0, 2.0))
+    assert describe(case, 0) != before
+
+
 def test_canonical_tells_tensors_and_partials_apart():
     assert canonical(torch.eye(2)) != canonical(torch.ones(2, 2))
+    assert canonical(torch.zeros(4)) != canonical(torch.zeros(4, dtype=torch.int32))
+    assert canonical({1: 0}) != canonical({"1": 0})
     assert canonical(partial(fedavg, S=1)) != canonical(partial(fedavg, S=2))
     assert canonical(dirichlet(0.1)) == canonical(dirichlet(0.1)) != canonical(dirichlet(1.0))
     with pytest.raises(TypeError, match="cannot be part of a run's key"):
@@ -192,6 +269,12 @@ def test_tune_takes_the_best_and_records_the_grid(tmp_path):
     assert best.arguments["eta"] == 0.1 and table["chosen"].tolist() == [False, True, False]
     worst, _ = tune(SMALL, dict(eta=[1e-6, 0.1]), final, largest=False, out=tmp_path)
     assert worst.arguments["eta"] == 1e-6
+
+
+@pytest.mark.parametrize("value", [partial(final, column="loss"), partial(reach, target=0.3)])
+def test_tune_does_not_take_what_diverges(tmp_path, value):
+    best, _ = tune(SMALL, dict(eta=[0.1, 1e30]), value, largest=False, out=tmp_path)
+    assert best.arguments["eta"] == 0.1
 
 
 # ---- verdict ------------------------------------------------------------------------------------

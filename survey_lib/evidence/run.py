@@ -104,8 +104,8 @@ class Case:
     problem: type = Task
 
     def run(self, seed: int) -> pd.DataFrame:
-        """Task, world and method with this seed. A run that diverges ends there, with `diverged`
-        set and the accuracy of guessing from then on."""
+        """Task, world and method with this seed. A run that diverges ends there; its last row has
+        the accuracy of guessing and a column `diverged`, which other runs do not have."""
         task = self.problem(**self.task, seed=seed)
         world = World(**{"n": task.n} | self.world, seed=seed)
         try:
@@ -116,7 +116,8 @@ class Case:
             end = dict(
                 round=self.until.get("rounds", int(history["round"].iloc[-1]) + 1), **world.totals()
             )
-            history = pd.concat([history, pd.DataFrame([{**end, **lost}])], ignore_index=True)
+            end |= lost | dict(diverged=1.0)
+            history = pd.concat([history, pd.DataFrame([end])], ignore_index=True)
         return history
 
     def but(self, **arguments) -> "Case":
@@ -134,7 +135,10 @@ def reach(
 ) -> float:
     """The first value of `column` at which the accuracy is at the target (of="loss": the loss is
     down to it); the run's last value if it never is, which flatters whoever did not arrive: a claim
-    to arrive sooner is then understated by its baseline."""
+    to arrive sooner is then understated by its baseline. inf for a run that diverged, which would
+    be the soonest to end."""
+    if "diverged" in history and history["diverged"].iloc[-1] == 1:
+        return np.inf
     sign = -1 if of == "loss" else 1
     there = history[sign * history[of] >= sign * target]
     return float((there if len(there) else history.tail(1))[column].iloc[0])

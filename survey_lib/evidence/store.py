@@ -116,7 +116,7 @@ def canonical(value):
     if isinstance(value, torch.Tensor | np.ndarray):
         array = np.ascontiguousarray(value)
         return {
-            "array": list(array.shape),
+            "array": [str(array.dtype), *array.shape],
             "sha256": hashlib.sha256(array.tobytes()).hexdigest()[:16],
         }
     if isinstance(value, torch.dtype):
@@ -131,7 +131,8 @@ def canonical(value):
             "sha256": hashlib.sha256(bits).hexdigest()[:16],
         }
     if isinstance(value, dict):
-        return {str(k): canonical(v) for k, v in value.items()}
+        plain = {k if isinstance(k, str) else f"{type(k).__name__} {k}": k for k in value}
+        return {name: canonical(value[k]) for name, k in plain.items()}
     if isinstance(value, tuple | list):
         return [canonical(v) for v in value]
     if isinstance(value, functools.partial):
@@ -140,12 +141,13 @@ def canonical(value):
             "args": canonical(value.args),
             "with": canonical(value.keywords),
         }
-    if is_dataclass(value):
-        return {
-            type(value).__name__: {f.name: canonical(getattr(value, f.name)) for f in fields(value)}
-        }
+    if is_dataclass(value) and not inspect.isclass(value):
+        held = {f.name: canonical(getattr(value, f.name)) for f in fields(value)}
+        return {canonical(type(value)): held}
     if inspect.isfunction(value) or inspect.isclass(value):
-        return f"{value.__module__}.{value.__qualname__}:{source_hash(value)}"
+        name = f"{value.__module__}.{value.__qualname__}:{source_hash(value)}"
+        held = [c.cell_contents for c in getattr(value, "__closure__", None) or ()]
+        return {name: canonical(held)} if held else name
     raise TypeError(
         f"{value!r} cannot be part of a run's key; use numbers, tensors, functions or partials"
     )
@@ -153,9 +155,9 @@ def canonical(value):
 
 @cache
 def source_hash(function) -> str:
-    """Hash of a function's source and of everything in survey_lib that it reaches: within the
-    methods, function by function, so that a change to one method reruns that method only;
-    elsewhere, whole modules."""
+    """Hash of the source of a function or class and of everything in survey_lib that it reaches:
+    within the methods, and what is typed into a notebook, function by function, so that a change to
+    one method reruns that method only; elsewhere, whole modules."""
     digest, todo, seen = hashlib.sha256(), [function], set()
     modules = set()
     while todo:
@@ -163,43 +165,54 @@ def source_hash(function) -> str:
         if f in seen:
             continue
         seen.add(f)
+        home = _home(f)
+        if home.startswith("survey_lib") and not home.startswith("survey_lib.methods"):
+            modules.add(home)
+            continue
         digest.update(_source(f).encode())
         for name, target in _targets(f):
-            module = inspect.getmodule(target)
-            typed = module is None or module.__name__ == "__main__"  # in a notebook or a shell
-            if typed and inspect.isfunction(target):
-                todo.append(target)
-            elif module is None or not module.__name__.startswith("survey_lib"):
-                digest.update(
-                    f"{name}={target!r}".encode() if isinstance(target, int | float | str) else b""
-                )
-            elif module.__name__.startswith("survey_lib.methods") and callable(target):
-                todo.append(target)
-            else:
-                modules.add(module.__name__)
+            if inspect.isfunction(target) or inspect.isclass(target):
+                if _home(target) == home or _home(target).startswith("survey_lib"):
+                    todo.append(target)
+            elif isinstance(target, functools.partial) or is_dataclass(target) or _plain(target):
+                digest.update(json.dumps([name, canonical(target)]).encode())
     for name in sorted(_reach(modules)):
         digest.update(_module_file(name).read_bytes())
     return digest.hexdigest()[:16]
+
+
+def _plain(value):
+    return not callable(value) and not inspect.ismodule(value)
+
+
+def _home(f):
+    return getattr(inspect.getmodule(f), "__name__", "__main__")  # typed into a shell: no module
 
 
 def _source(f):
     try:
         return inspect.getsource(f)
     except (OSError, TypeError):  # typed into a shell: there is no file
-        return marshal.dumps(f.__code__).hex()
+        return "".join(marshal.dumps(code).hex() for code in _codes(f))
+
+
+def _codes(f):
+    """The code of a function, or that of a class's methods and properties."""
+    if not inspect.isclass(f):
+        return [f.__code__]
+    parts = [(m.fget, m.fset) if isinstance(m, property) else (m,) for m in vars(f).values()]
+    parts = [getattr(m, "__func__", m) for part in parts for m in part]  # of static methods, too
+    return [inspect.unwrap(m).__code__ for m in parts if inspect.isfunction(m)]
 
 
 def _targets(f):
     """(name, value) of the globals that a function or class refers to, nested functions included,
-    and the functions and classes behind its default arguments."""
-    codes, names = [getattr(f, "__code__", None)], set()
-    if inspect.isclass(f):
-        codes = [m.__code__ for m in vars(f).values() if inspect.isfunction(m)]
+    the functions and classes behind its default arguments, and what a class is derived from."""
+    codes, names = _codes(f), set()
     while codes:
         code = codes.pop()
-        if code is not None:
-            names |= set(code.co_names)
-            codes += [c for c in code.co_consts if inspect.iscode(c)]
+        names |= set(code.co_names)
+        codes += [c for c in code.co_consts if inspect.iscode(c)]
     space = f.__globals__ if hasattr(f, "__globals__") else vars(inspect.getmodule(f))
     found = [(name, space.get(name)) for name in sorted(names)]
     defaults = [
@@ -209,7 +222,7 @@ def _targets(f):
     for default in defaults:
         default = default.func if isinstance(default, functools.partial) else default
         found.append(("", type(default) if is_dataclass(default) else default))
-    return found
+    return found + [(base.__name__, base) for base in getattr(f, "__mro__", ())[1:]]
 
 
 def _module_file(name):

@@ -1,5 +1,6 @@
 """Methods x seeds in parallel processes, each finished run kept in the store."""
 
+import hashlib
 import inspect
 import json
 import os
@@ -8,6 +9,7 @@ from itertools import product
 from pathlib import Path
 
 import joblib
+import numpy as np
 import pandas as pd
 
 from survey_lib.errors import UsageError
@@ -124,9 +126,11 @@ def describe(case: Case, seed: int) -> dict:
     if "data" in inspect.signature(case.problem).parameters:
         data = task.get("data", "digits")
         task["data"] = (data if isinstance(data, Data) else load(data)).checksum
-    parts = dict(
-        method=case.method, run=Case.run, arguments=case.arguments, task=task, world=case.world
-    )
+    churn = case.world.get("churn")
+    if isinstance(churn, str | Path):  # what is in the file, not its name
+        churn = hashlib.sha256(Path(churn).read_bytes()).hexdigest()
+    world = case.world | dict(churn=churn)
+    parts = dict(method=case.method, run=Case.run, arguments=case.arguments, task=task, world=world)
     return canonical({**parts, "problem": case.problem, "until": case.until, "seed": seed})
 
 
@@ -157,6 +161,7 @@ def tune(
     scores = (
         runs.groupby(["label", "seed"], sort=False)
         .apply(value, include_groups=False)
+        .fillna(-np.inf if largest else np.inf)  # diverged
         .groupby("label")
         .mean()
     )

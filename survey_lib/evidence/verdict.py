@@ -49,7 +49,9 @@ def judge(claim: Claim, method: Mapping[int, float], baseline: Mapping[int, floa
         )
     gap = np.log(a / b) if claim.effect == "ratio" else a - b
     if not np.isfinite(gap).all():
-        raise UsageError(f"{claim.method}: a value is not finite: {a} against {b}")
+        raise UsageError(
+            f"{claim.method}: a value is not finite (did a run diverge?): {a} against {b}"
+        )
     mean, error = gap.mean(), gap.std(ddof=1) / np.sqrt(len(gap))
     half = stats.t.ppf(0.975, len(gap) - 1) * error
     least = np.log(claim.least) if claim.effect == "ratio" else claim.least

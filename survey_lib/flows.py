@@ -7,18 +7,31 @@ Gallager, Data Networks, section 6.5.2). Sizes in bytes, capacities in B/s, time
 """
 
 import heapq
+from numbers import Number
 
 import numpy as np
 from torch import Tensor
 
+from survey_lib.errors import UsageError
+
 
 def weigh(payload) -> int:
-    """Bytes of a payload: of its tensors, and 8 for each plain number."""
+    """Bytes of a payload: of its tensors and arrays, and 8 for each plain number; UsageError for
+    what has no weight here."""
     if isinstance(payload, Tensor):
         return payload.numel() * payload.element_size()
     if isinstance(payload, tuple | list):
         return sum(weigh(part) for part in payload)
-    return 8
+    if isinstance(payload, dict):
+        return sum(weigh(part) for part in payload.values())
+    if isinstance(payload, np.ndarray):
+        return payload.nbytes
+    if isinstance(payload, Number | np.generic):
+        return 8
+    raise UsageError(
+        f"a {type(payload).__name__} cannot be sent; send tensors, arrays, numbers, or tuples, "
+        "lists and dictionaries of them"
+    )
 
 
 def finish_times(src, dst, size, start, up, down, path=np.inf) -> np.ndarray:

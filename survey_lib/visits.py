@@ -74,6 +74,8 @@ def arrivals(
         end, air = transfer(i, "receive", now, received * times, times)
         if end < np.inf:
             compute(i, now, end, air)
+        elif i not in flow:  # gone for good
+            world.lost += received
 
     def compute(i, began, now, air):
         """Device i has received its model, from `began` to `now`."""

@@ -38,7 +38,8 @@ class World:
     n: devices. device, link: presets or records of presets.py, or a list of n names. spread:
     factors of the devices' speeds. jitter: factors of each computation's time. loss: probability
     that a message is lost (default: the link's). retry: send lost messages again until they arrive,
-    at their cost. churn: (mean seconds on, mean seconds off), or a CSV file or DataFrame with
+    at their cost and at most 100 times; the last one arrives. All-reduce and asynchronous visits
+    always do so. churn: (mean seconds on, mean seconds off), or a CSV file or DataFrame with
     columns device, start, end of the times a device is off. crash: probability that a device fails
     before an upload of a server's round: it has computed, and sends nothing. fading: (factor, mean
     seconds good, mean seconds bad): each device's bandwidth is multiplied by the factor in bad

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 
+from survey_lib.errors import UsageError
 from survey_lib.flows import SharedLink, _progressive, _star, finish_times, max_min, star, weigh
 from survey_lib.streams import stream
 
@@ -58,6 +59,11 @@ def test_weigh():
     assert weigh(nested) == 8 + (3 + 8 + (8 + 4))
     flags = np.arange(1000) % 3 == 0
     assert weigh(torch.from_numpy(np.packbits(flags))) == 125  # a bit each
+    assert weigh(flags) == 1000 and weigh(np.zeros((3, 5))) == 120 and weigh(np.float32(1)) == 8
+    assert weigh({"W": torch.zeros(3, 5), "b": np.zeros(5)}) == 100
+    for nothing in ("a model", None, {1, 2}):
+        with pytest.raises(UsageError, match="cannot be sent; send tensors, arrays, numbers"):
+            weigh(nothing)
 
 
 # ---- closed forms --------------------------------------------------------------------------------

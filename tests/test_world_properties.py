@@ -133,6 +133,34 @@ def test_every_move_in_any_order(w, data):
         assert np.isfinite(w.gantt()[["start", "end"]].to_numpy()).all()
 
 
+@st.composite
+def departures(draw):
+    """A trace after which all are gone for good, each at its own time."""
+    ends = draw(st.lists(st.sampled_from([0.0, 0.004, 0.3, 4.0, 60.0]), min_size=6, max_size=6))
+    return pd.concat([leaves(i, end) for i, end in enumerate(ends)])
+
+
+@settings(max_examples=100, deadline=None, derandomize=True)
+@given(w=worlds(), trace=departures(), asked=st.booleans(), data=st.data())
+def test_asynchronous_visits(w, trace, asked, data):
+    """What is neither delivered nor lost is under way: a message a device at most, and nothing when
+    all are gone."""
+    own = dict(loss=w.loss[0], server=w.server, seed=w.seed, jitter=w.jitter, record=True)
+    trace = trace[trace["device"] < w.n] if data.draw(st.booleans()) else None
+    w = World(w.n, device=DEVICES[-1], link=LINKS[3], churn=trace, **own)
+    down, up, visits, clock = payload(400), payload(70), 0, 0.0
+    for i, _ in w.arrivals(down, (lambda i: up) if asked else up, 1e6):
+        visits += i is not None
+        assert w.clock >= clock and np.isfinite(w.clock)
+        clock = w.clock
+        if visits == 30:
+            break
+    received = (w.gantt()["what"] == "receive").sum() if w.timeline else 0
+    rest = w.totals()["bytes"] - 400 * received - 70 * visits - w.lost
+    assert -1e-6 <= rest <= (400 * w.n if visits == 30 else 1e-6)
+    assert np.isfinite(list(w.totals().values())).all() and w.lost >= 0
+
+
 @settings(max_examples=60, deadline=None, derandomize=True)
 @given(w=worlds(), data=st.data())
 def test_every_second_of_rounds_is_in_one_account(w, data):

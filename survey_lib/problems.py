@@ -288,8 +288,10 @@ class Rows:
         return (slope[:, None] @ A)[:, 0] + self.mu * X
 
     def sampled(self, chosen, X: Tensor, *, B: int = 1, seed: list) -> Tensor:
-        """(k, d): `gradient` on B random rows each, drawn by the keys in `seed`."""
-        draws = np.array([uniform(np.arange(B), "rows", key) for key in seed]).reshape(-1, B)
+        """(k, d): `gradient` on B random rows each, drawn by the worker and its key in `seed`."""
+        drawn = zip(chosen, seed, strict=True)
+        draws = [uniform(np.arange(B), "rows", key, int(i)) for i, key in drawn]
+        draws = np.array(draws).reshape(-1, B)
         return self.gradient(X, torch.from_numpy((draws * len(self.b)).astype(int)))
 
     def evaluate(self, X: Tensor) -> tuple[np.ndarray, np.ndarray]:

@@ -172,9 +172,11 @@ def test_against_the_formulas_line_by_line(dual):
 
 
 def test_the_first_gradients_are_those_of_the_start():
-    """x(2) .. x(n + 1) of dual averaging follow from n gradients at x(1) alone."""
+    """x(2) .. x(n + 1) of dual averaging follow from n gradients at x(1) alone, each worker's on
+    samples of its own."""
     task, n = LogisticPool(n=5), 5
     G = task.sampled(range(n), torch.zeros(n, task.d).double(), B=B, seed=[(0, 0)] * n)
+    assert len(G.unique(dim=0)) == n
     found = moved(run(delayed_mirror_descent, task, n, L=3.0, eta=0.0, B=B, dual=True)[0])
     close(found[1:], -G.cumsum(0) / 3.0)
 
@@ -191,9 +193,9 @@ def test_it_learns_and_runs_on_a_task():
 # ---- linear systems ------------------------------------------------------------------------------
 
 
-def drawn(task, key):
-    """The row that is drawn by a key."""
-    return int(uniform(np.arange(1), "rows", key)[0] * len(task.b))
+def drawn(task, key, i=0):
+    """The row that worker i draws by a key."""
+    return int(uniform(np.arange(1), "rows", key, i)[0] * len(task.b))
 
 
 def test_one_processor_is_randomised_kaczmarz():
@@ -225,7 +227,7 @@ def test_the_damped_update_by_hand():
     task = LinearSystem(n=3, m=20, d=5)
 
     def server(i, key, x, sent):
-        a, b = task.A[drawn(task, (0, key))], task.b[drawn(task, (0, key))]
+        a, b = task.A[drawn(task, (0, key), i)], task.b[drawn(task, (0, key), i)]
         return 0.6 * x + 0.4 * (sent - 1.5 * a * (a @ sent - b))
 
     expected = in_turn(3, task.init(), 20, server)
@@ -266,7 +268,7 @@ def test_the_synchronous_method():
     for world, heard in ((fleet(3), (0, 1, 2)), (Deaf(3, [1]), (0, 2))):
         x = models(sync_linear_systems, 4, task=task, world=world, omega=1.5)
         for r in range(4):
-            rows = [drawn(task, (0, 3 * r + i)) for i in heard]
+            rows = [drawn(task, (0, r), i) for i in heard]
             steps = [task.A[k] * (task.A[k] @ x[r] - task.b[k]) for k in rows]
             close(x[r + 1], x[r] - 1.5 * torch.stack(steps).mean(0))
 

@@ -197,13 +197,16 @@ def test_rows_have_the_gradient_of_their_objective(problem):
 
 
 def test_rows_are_drawn_alike():
-    """Of 20 rows, 4000 draws: 200 each, within 4 standard deviations of 13.8; by key."""
+    """Of 20 rows, 4000 draws: 200 each, within 4 standard deviations of 13.8; by key and worker."""
     system = LinearSystem(n=2, m=20, d=20)
     system.A, system.b = torch.eye(20).double(), -torch.ones(20).double()
     X = torch.zeros(4000, 20).double()
-    G = system.sampled([0] * 4000, X, B=1, seed=[(5, k) for k in range(4000)])
-    assert (G.sum(1) == 1).all() and ((G.sum(0) - 200).abs() < 4 * 13.8).all()
-    assert torch.equal(G[:3], system.sampled([1] * 3, X[:3], seed=[(5, k) for k in range(3)]))
+    keys = [(5, k) for k in range(4000)]
+    by_key = system.sampled([0] * 4000, X, B=1, seed=keys)
+    by_worker = system.sampled(range(4000), X, B=1, seed=keys[:1] * 4000)
+    for G in (by_key, by_worker):
+        assert (G.sum(1) == 1).all() and ((G.sum(0) - 200).abs() < 4 * 13.8).all()
+    assert torch.equal(by_key[7:9], system.sampled([0, 0], X[:2], seed=keys[7:9]))
     assert system.sampled([], X[:0], seed=[]).shape == (0, 20)
 
 

@@ -129,7 +129,7 @@ def sync_linear_systems(task, world, *, omega=1.0, seed=0):
         yield x
         chosen = world.broadcast(np.arange(task.n), x)
         world.compute(chosen, task.flops)
-        keys = [(seed, r * task.n + int(i)) for i in chosen]
+        keys = [(seed, r)] * len(chosen)
         Z = x - omega * task.sampled(chosen, x.expand(len(chosen), -1), B=1, seed=keys)
         up = world.gather(chosen, Z)
         if len(up):

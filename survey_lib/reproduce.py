@@ -30,12 +30,13 @@ from survey_lib.report import effects, records, summary, survey_table, write
 from survey_lib.report.glossary import glossary
 from survey_lib.report.page import page, shown
 from survey_lib.report.readme import evidence_markdown
-from survey_lib.tables import TABLES, bibliography, errata
+from survey_lib.tables import TABLES, bibliography, claim, errata
 
 HERE = Path(__file__).parent.parent
 NOTEBOOKS, RESULTS = HERE / "notebooks", HERE / "results"
 READMES = HERE / "README.md", HERE / "README.zh-CN.md"
 OVERVIEW = "00_overview"
+OWN_SEEDS = "the scale's own"
 BENCHES = ("bench.png", "scale.png")  # figures of `make bench` and `make scale`, not of a run
 KERNEL = Config(
     KernelManager=dict(
@@ -382,7 +383,7 @@ def manifest(frame: pd.DataFrame, settings: Settings) -> dict:
     names = [name for name in names if not name.startswith("synthetic")]  # drawn from the seed
     return dict(
         scale=settings.scale,
-        seeds=settings.seeds or "the scale's own",
+        seeds=settings.seeds or OWN_SEEDS,
         data={name: data.load(settings.dataset or name).checksum for name in names},
         versions={"python": platform.python_version(), **versions()},
         notebooks=[p.stem for p in notebooks()],
@@ -415,11 +416,17 @@ def publish(out: Path) -> None:
     if not (out / "manifest.json").exists():
         raise UsageError(f"{out} has no finished run; run `make reproduce` first")
     state = json.loads((out / "manifest.json").read_text())
-    if state["scale"] != "full" or not {"digits", "fashion_mnist"} >= set(state["data"]):
+    found = state["scale"], state["seeds"], set(state["data"])
+    if found[:2] != ("full", OWN_SEEDS) or not found[2] <= {"digits", "fashion_mnist"}:
         raise UsageError(
-            f"{out} holds {state['scale']} results on {', '.join(state['data'])}; "
-            "only full ones are published"
+            f"{out} holds {found[0]} results on {', '.join(found[2])}, seeds: {found[1]}; "
+            "only full ones are published, on the scale's own seeds"
         )
+    if failed := sorted(p.stem for p in (out / "failed").glob("*.ipynb")):
+        raise UsageError(f"{out}: {', '.join(failed)} failed; run `make reproduce` again first")
+    lines = ledger.load(out / "evidence.csv").itertuples()
+    if few := [x.method for x in lines if x.seeds < claim(x.method, x.table).seeds]:
+        raise UsageError(f"{', '.join(few)}: judged on fewer seeds than the claim asks for")
     missing = [p.stem for p in notebooks() if not (out / "notebooks" / p.name).exists()]
     if missing:
         raise UsageError(

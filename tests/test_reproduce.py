@@ -300,10 +300,27 @@ def test_a_full_disk_is_one_line(monkeypatch, capsys):
     assert "survey_lib: build/x: No space left on device" in capsys.readouterr().err
 
 
-def test_only_full_default_runs_are_published(tmp_path):
-    state = dict(scale="quick", data={"digits": "x"})
+@pytest.mark.parametrize(
+    "changes", [dict(scale="quick"), dict(data={"cifar10": "x"}), dict(seeds="0-1")]
+)
+def test_only_full_default_runs_are_published(tmp_path, changes):
+    state = dict(scale="full", data={"digits": "x"}, seeds=runner.OWN_SEEDS) | changes
     (tmp_path / "manifest.json").write_text(json.dumps(state))
     with pytest.raises(UsageError, match="only full ones are published"):
+        runner.publish(tmp_path)
+
+
+def test_what_failed_or_has_too_few_seeds_is_not_published(tmp_path):
+    state = dict(scale="full", data={"digits": "x"}, seeds=runner.OWN_SEEDS)
+    (tmp_path / "manifest.json").write_text(json.dumps(state))
+    frame = runner.ledger.load(runner.RESULTS / "evidence.csv")
+    frame.loc[frame["method"] == "d_psgd", "seeds"] = 4
+    runner.ledger.save(frame, tmp_path / "evidence.csv")
+    with pytest.raises(UsageError, match="^d_psgd: judged on fewer seeds"):
+        runner.publish(tmp_path)
+    (tmp_path / "failed").mkdir()
+    (tmp_path / "failed" / "02_data_parallel.ipynb").write_text("{}")
+    with pytest.raises(UsageError, match="02_data_parallel failed; run `make reproduce`"):
         runner.publish(tmp_path)
 
 

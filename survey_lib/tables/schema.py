@@ -28,6 +28,7 @@ class Claim:
     the log). direction: +1 if the claim says that the method's value is larger, -1 if smaller.
     least: the least effect that matters, a difference above 0 or a factor above 1; below 0, or a
     factor below 1, it is the margin of a claim to be no worse. ref: the survey's reference number.
+    seeds: of the evidence, at least; at full scale most experiments have ten.
     exact: no training decides the figure (bytes, messages, virtual seconds of a schedule), so that
     it is the same on every machine.
     """

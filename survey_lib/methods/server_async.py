@@ -195,8 +195,8 @@ def aso_fed(
     K=None,
     lam=1.0,
     beta=0.001,
-    newest=True,
-    copies=False,
+    newest=False,
+    copies=True,
     dynamic=True,
     feature=None,
     seed=0,
@@ -204,21 +204,22 @@ def aso_fed(
     """ASO-Fed: asynchronous steps of FedAvg's size on data that stream in, with decayed gradients.
     Chen, Ning, Slawski, Rangwala, IEEE Big Data 2020.
 
-    Server: x (d,), version t. Device i keeps g_i, h_i (d,) between visits, from 0. It runs E epochs
-    (or K steps) from the x that it was sent, y_i, on the data that it holds then:
-    s = grad F_i(y) + lam (y - y_i);  y <- y - r_i eta (s - g_i + h_i);
-    h_i <- beta h_i + (1 - beta) s;  g_i <- s.    Server: x <- x - (n_i / n) (y_i - y), for the
-    samples n_i that there are by now. r_i (rate) = max(1, log mean delay), in versions between the
-    device's visits. Per visit: down x = 4d B, up y = 4d B. Yields once per arrival. lam, beta:
-    recalled from the paper. Where all devices deliver from one x, the result is FedAvg's;
-    beta = lam = 0 and dynamic=False (r = 1) leave SGD as the local steps.
+    Server: x (d,), version t, and y_i (d,), the last model that each device uploaded, at first x.
+    Device i keeps g_i, h_i (d,) between visits, from 0. It runs E epochs (or K steps) from the x
+    that it was sent on the data that it holds then:
+    s = grad F_i(y) + lam (y - x);  y <- y - r_i eta (s - g_i + h_i);
+    h_i <- beta h_i + (1 - beta) g_i;  g_i <- s.    Server: x <- x - (n_i / n) (y_i - y), y_i <- y,
+    for the samples n_i that there are by now. r_i (rate) = max(1, log mean delay), in versions
+    between the device's visits. Per visit: down x = 4d B, up y = 4d B. Yields once per arrival.
+    lam, beta: recalled from the paper. Where all devices deliver from one x, the result is
+    FedAvg's. x = sum_i (n_i / n) y_i at all times, for constant shares n_i / n.
 
-    y_i and h_i are as two public implementations have them; the paper's box may be read otherwise.
-    newest=False: h_i takes in g_i instead of s, so that steps follow s_k - s_(k-1) + s_(k-2).
-    copies=True: y_i is the last model that the device uploaded, of which the server keeps a copy:
-    then x = sum_i (n_i / n) y_i at all times, for constant shares n_i / n. feature: a function
-    (network, x) -> x that the server applies to each new model: `attention` in the paper, which
-    shrinks the first layer by its number of inputs at each arrival; hence not the default.
+    Public implementations differ. copies=False, in two of them: y_i is the model that the device
+    was sent. newest=True, in one of three: h_i takes in s instead of g_i; then beta = lam = 0 and
+    dynamic=False (r = 1) leave SGD as the local steps. One of them corrects the steps once a visit.
+    feature: a function (network, x) -> x that the server applies to each new model: `attention` in
+    the paper, which shrinks the first layer by its number of inputs at each arrival; hence not the
+    default.
     """
     x, t = task.init(), 0  # (d,)
     y = x.repeat(task.n, 1)  # (n, d)

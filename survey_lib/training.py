@@ -324,10 +324,9 @@ def _train_any(task, Y, x, batches, steps, loss, members, eta, shrink, drift, *,
     """`_train_by_hand` for any network, with a projection of the gradients."""
     X = x.clone(memory_format=torch.contiguous_format)
     for m, *batch in _at_work(steps, batches):
-        if project is not None or task.network.by_hand:
+        if project is not None:
             G = _gradients(task, torch.empty_like(X[:m]), X[:m], *batch, loss, members[:m])
-            G = G if project is None else project(G.cpu(), members[:m]).to(G.device)
-            X[:m].mul_(shrink).sub_(G, alpha=eta)
+            X[:m].mul_(shrink).sub_(project(G.cpu(), members[:m]).to(G.device), alpha=eta)
         else:
             for part, own, slope in _autograd(task, X[:m], *batch, loss, members[:m]):
                 v = X[:m][part, own]

@@ -42,9 +42,9 @@ def start(command, out) -> subprocess.Popen:
         return subprocess.Popen(call, stdout=log, stderr=log, start_new_session=True)
 
 
-def said(out) -> str:
-    """What the runs into `out` said, or its last 2000 characters."""
-    return Path(f"{out}.log").read_text(errors="replace")[-2000:]
+def said(out, last: int | None = 2000) -> str:
+    """What the runs into `out` said, or the last characters of it (None: all)."""
+    return Path(f"{out}.log").read_text(errors="replace")[-(last or 0) :]
 
 
 def judged(code, out, whole) -> list[str]:
@@ -162,12 +162,12 @@ def survive_a_full_disk(command, out, whole, size, say=print) -> list[str]:
     with open(f"{out}.log", "wb") as log:
         env = {**os.environ, "OUT": str(out)}
         subprocess.run([*map(str, call)], stdout=log, stderr=log, env=env)
-    text, first, second = said(out), Path(f"{out}.first"), Path(f"{out}.second")
+    text, first, second = said(out, None), Path(f"{out}.first"), Path(f"{out}.second")
     faults = []
     if "first exit code 1" not in text or "free some and run again" not in text:
-        faults.append(f"{out} with {size} bytes: no clear refusal: {text}")
+        faults.append(f"{out} with {size} bytes: no clear refusal: {said(out)}")
     if "Traceback" in text:
-        faults.append(f"{out} with {size} bytes: a traceback: {text}")
+        faults.append(f"{out} with {size} bytes: a traceback: {said(out)}")
     faults += [f"{p}: left behind" for p in first.rglob("*.tmp")]
     for path in [*first.glob("runs/??/*.json"), *first.glob("evidence/*.json")]:
         try:
@@ -175,7 +175,7 @@ def survive_a_full_disk(command, out, whole, size, say=print) -> list[str]:
         except DataError as error:
             faults.append(str(error))
     code = 0 if "second exit code 0" in text else 1
-    faults += judged(code, second, whole) if not code else [f"{out}: not resumed: {text}"]
+    faults += judged(code, second, whole) if not code else [f"{out}: not resumed: {said(out)}"]
     say(f"disk full at {size} bytes: {'survived' if not faults else 'NOT survived'}")
     return faults
 

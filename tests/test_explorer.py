@@ -84,7 +84,7 @@ def test_choices_go_to_the_figure_or_to_the_cases(lab):
 def test_a_missing_point_is_offered_with_its_seconds_and_not_run(lab):
     found, before = explored(lab), files(lab.out)
     found.menus["eta"].value = "0.2"
-    assert re.match(r"2 of the 2 runs .* not stored: about \d+ s\.$", found.said.value)
+    assert re.match(r"2 of the 2 runs .* stored: about \d+ s, once workers run", found.said.value)
     assert found.frame.value == "" and found.button.layout.display is None
     assert files(lab.out) == before
     (lab.out / "cost" / "runs.jsonl").unlink()

@@ -50,7 +50,7 @@ def compare(
     method: a generator function over (task, world, *, eta, seed, ...); arguments: all of them but
     eta and seed. claim: its method and baseline are names, the baseline's one of `against`. value:
     one run's history -> the claim's metric. The step size eta of every method, own or not, is the
-    best of `steps` on the same seed, which no evidence uses; runs are paired by seed, as many as
+    best of `steps` on the same seeds, which no evidence uses; runs are paired by seed, as many as
     the claim says where the lab has them. target: the accuracy that the metric waits for, so that
     runs which never got there are counted and shown. share: of each scene's virtual time. arrivals:
     the method yields per arrival, not per round. UsageError says what is wrong with a method before

@@ -76,6 +76,10 @@ class Lab:
         """The first k seeds, for a figure beside a claim; at quick scale the first alone."""
         return self.seeds[: self.pick(quick=1, full=k)]
 
+    def tuning_seeds(self, k: int = 2) -> list[int]:
+        """k seeds that no evidence uses, to tune on; at quick scale the first alone."""
+        return list(range(1000, 1000 + self.pick(quick=1, full=k)))
+
     def data(self, full: str = "digits") -> str:
         """The data set of an experiment: the user's, else digits at quick scale and `full` at full
         scale."""
@@ -113,7 +117,7 @@ class Lab:
         is tried, on one seed."""
         how = dict(out=self.out, jobs=self.jobs, title=f"tuning {name}")
         grid = {k: values[:: self.pick(quick=2, full=1)] for k, values in grid.items()}
-        own = range(1000, 1000 + self.pick(quick=1, full=seeds))
+        own = self.tuning_seeds(seeds)
         self.used.update(own)
         best, table = tune(case, grid, value, largest=largest, seeds=own, **how)
         write_atomic(self.out / "tuning" / f"{self.notebook}-{name}.csv", table.to_csv(index=False))

@@ -119,14 +119,14 @@ def case(
 def chart(lab, *, steps=(0.1, 0.3, 0.9), seeds=3, share: float = 1.0) -> pd.DataFrame:
     """Histories of all ways in all scenes, with columns scene, family and label. The step size (of
     p2p_fl_bayes the precision of its prior, a hundred times that) is tuned for each method in the
-    first scene, on a seed that no evidence uses, and kept; the values are under OUT/tuning."""
+    first scene, on seeds that no evidence uses, and kept; the values are under OUT/tuning."""
     chosen = [(f, m, a) for f, methods in ways().items() for m, a in methods.items()]
     tuned = best_steps(lab, chosen, steps, share=share, name="map")
     return in_all(lab, chosen, tuned, lab.seeds[:seeds], share=share)
 
 
 def best_steps(lab, chosen: list, steps, *, name: str, share: float = 1.0, events=EVENTS) -> dict:
-    """{method: {its step size's name: the best of `steps` in the first scene}}, on a seed that no
+    """{method: {its step size's name: the best of `steps` in the first scene}}, on seeds that no
     evidence uses. chosen: (family, method, arguments) of each; the values are under OUT/tuning."""
     data, home = lab.data(), next(iter(SCENES))
     tuned = {m: {_knob(m): _scale(m) * steps[0]} for _, m, _ in chosen}
@@ -138,9 +138,9 @@ def best_steps(lab, chosen: list, steps, *, name: str, share: float = 1.0, event
             for _, method, arguments in chosen
             for step in steps
         }
-        runs = lab.sweep(grid, seeds=(1000,))
-        value = runs.groupby("label", sort=False).apply(_worth, include_groups=False)
-        table = value.rename("value").reset_index()
+        runs = lab.sweep(grid, seeds=lab.tuning_seeds())
+        value = runs.groupby(["label", "seed"], sort=False).apply(_worth, include_groups=False)
+        table = value.groupby("label", sort=False).mean().rename("value").reset_index()
         table[["method", "step"]] = table["label"].str.split("|", expand=True)
         best = table.loc[table.groupby("method", sort=False)["value"].idxmax()]
         best = dict(zip(best["method"], best["step"].astype(float), strict=True))

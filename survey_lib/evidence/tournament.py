@@ -94,7 +94,7 @@ def play(lab, data: str, rounds: int, cycle: float, target: float, seeds) -> pd.
         for key, case in known.items()
         for eta in steps
     }
-    runs = lab.sweep(tried, seeds=lab.pick(quick=[1000], full=[1000, 1001]))
+    runs = lab.sweep(tried, seeds=lab.tuning_seeds())
     value = runs.groupby(["label", "seed"]).apply(last, include_groups=False)
     value = value.groupby("label").mean()
     names = ["; ".join(key) for key in known]

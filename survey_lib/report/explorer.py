@@ -85,7 +85,8 @@ class Explorer:
         seconds = self.seconds(list(lacks.values()))
         price = "unknown time" if seconds is None else f"about {max(1, round(seconds))} s"
         every = len(runs) * len(self.seeds)
-        return f"{len(lacks)} of the {every} runs behind this picture are not stored: {price}."
+        lacking = f"{len(lacks)} of the {every} runs behind this picture are not stored"
+        return f"{lacking}: {price}, once workers run."
 
     def seconds(self, lacks: list) -> float | None:
         """What these cases take, a run each, by what the same methods, else all of them, took at

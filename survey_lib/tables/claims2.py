@@ -165,7 +165,7 @@ CLAIMS = (
         ref=76,
         text=(
             "Swapping one observation makes a pairwise loss trainable by gossip: at least 20 "
-            "points more AUC than without the swap (64 devices with one sample each, Watts- "
+            "points more AUC than without the swap (64 devices with one sample each, Watts-"
             "Strogatz graph)."
         ),
         baseline="no swap",

@@ -8,12 +8,13 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache
 from itertools import pairwise, permutations
+from types import SimpleNamespace
 
 import numpy as np
 
 from survey_lib.errors import UsageError
 from survey_lib.models import Network
-from survey_lib.pipeline import Event, resend
+from survey_lib.pipeline import Event, balanced, resend
 
 
 @dataclass(frozen=True)
@@ -92,47 +93,47 @@ def cut(
     nothing: (seconds of the slowest stage or message, cuts, positions of the devices used).
 
     speeds (K,): FLOP/s; link(d, e): latency (s) and bandwidth (B/s) from position d to e.
-    A(j, k), layers before j with the last of them on device k: min over i, k' < k of
-    max(A(i, k'), time of message i between k' and k, work of i .. j - 1 / speed of k). The
-    activation goes one way and its gradient the other: the slower of the two counts.
-    memory (K,), bytes: device k must hold K - k versions and activations, and a gradient.
+    A(j, k, n), layers before j with the last of them on device k and n stages to follow: min over
+    i, k' < k of max(A(i, k', n + 1), time of message i between k' and k, work of i .. j - 1 / speed
+    of k). The activation goes one way and its gradient the other: the slower of the two counts.
+    memory (K,), bytes: a stage that n others follow must hold n + 1 versions and activations, and a
+    gradient.
     """
     L, K = len(chain), len(speeds)
     work, weights, saved = (
         np.concatenate([[0.0], np.cumsum(v)]) for v in (chain.work, chain.weights, chain.saved)
     )
 
-    def lacks(i, j, k):
+    def fits(i, j, k, n):
         own = weights[j] - weights[i]
-        need = (K - k) * (own + saved[j] - saved[i]) + own
-        return need - (np.inf if memory is None else memory[k])
+        return memory is None or (n + 1) * (own + saved[j] - saved[i]) + own <= memory[k]
 
-    best = {(0, -1): (0.0, ())}  # (layers placed, last device) -> (slowest, ((first, device), ...))
+    # (layers placed, last device, stages to follow) -> (slowest, the device before, first layer of
+    # the last stage, and the same three of the plan before it, ...); of equally fast ones the least
+    best = {(0, -1, n): (0.0,) for n in range(1, K + 1)}
     for k in range(K):
         new = {}
-        for (i, last), (slowest, before) in best.items():
-            passing = 0.0
+        for (i, last, left), plan in best.items():
+            if not left:
+                continue
+            n, passing = left - 1, 0.0
             if last >= 0:
                 passing = _crossing(link, last, k, chain.messages[i - 1])
             for j in range(i + 1, L + 1):
-                if lacks(i, j, k) > 0:
+                if not fits(i, j, k, n):
                     break
-                value = max(slowest, passing, (work[j] - work[i]) / speeds[k])
-                if value < new.get((j, k), (np.inf,))[0]:
-                    new[j, k] = value, (*before, (i, k))
+                value = max(plan[0], passing, (work[j] - work[i]) / speeds[k])
+                new[j, k, n] = min(new.get((j, k, n), (np.inf,)), (value, last, i, *plan))
         best |= new
-    ends = [plan for (j, _), plan in best.items() if j == L]
+    ends = [(plan[0], k, *plan[1:]) for (j, k, n), plan in best.items() if (j, n) == (L, 0)]
     if not ends:
-        first = max(j for j, _ in best)  # layers that can be placed
-        k = min(range(K), key=lambda k: lacks(first, first + 1, k))
-        short = lacks(first, first + 1, k)
-        where = f"device {k} lacks {short:.0f} bytes for it" if short > 0 else "no device is left"
+        most = max((j for j, _, n in best if n == 0), default=0)
         raise UsageError(
-            f"{L} layers do not fit into the memory of {K} devices: the stage of layer {first} has "
-            f"no place, {where}; take smaller batches or more devices"
+            f"{L} layers do not fit into the memory of {K} devices, in any pipeline over them in "
+            f"this order: at most the first {most} do; take smaller batches or more devices"
         )
-    seconds, stages = min(ends, key=lambda plan: plan[0])
-    return float(seconds), tuple(i for i, _ in stages[1:]), tuple(k for _, k in stages)
+    plan = min(ends)  # from its last stage back to (device -1, layer 0, slowest 0)
+    return float(plan[0]), plan[3::3][-2::-1], (*plan[2::3][-2::-1], plan[1])
 
 
 def _crossing(link, d, e, nbytes):
@@ -146,7 +147,7 @@ def place(
 ) -> tuple[float, tuple[int, ...], tuple[int, ...]]:
     """`cut` for devices of a world, in the order given or (any_order) in the best of all orders:
     (seconds, cuts, devices of the stages). bounded: within their memory."""
-    found = None
+    found = refused = None
     for order in permutations(devices) if any_order else [tuple(devices)]:
         chosen = list(order)
         memory = world.memory[chosen] if bounded else None
@@ -154,9 +155,15 @@ def place(
         def link(d, e, order=order):
             return world.link(order[d], order[e])
 
-        seconds, cuts, used = cut(chain, world.speed[chosen], link, memory=memory)
+        try:
+            seconds, cuts, used = cut(chain, world.speed[chosen], link, memory=memory)
+        except UsageError as error:  # another order may fit
+            refused = error
+            continue
         if found is None or seconds < found[0]:
             found = seconds, cuts, tuple(int(order[k]) for k in used)
+    if found is None:
+        raise refused
     return found
 
 
@@ -170,12 +177,12 @@ def slowest(chain: Chain, world, cuts: Sequence[int], devices: Sequence[int]) ->
 
 
 def equal_work(chain: Chain, K: int) -> tuple[int, ...]:
-    """Cuts into K stages whose largest has as few FLOPs as can be: for equal devices."""
-
-    def free(d, e):
-        return 0.0, np.inf
-
-    return cut(chain, np.ones(K), free)[1]
+    """Cuts into K stages, none of them empty, whose largest has as few FLOPs as can be."""
+    layers = [
+        SimpleNamespace(forward=f, backward=b)
+        for f, b in zip(chain.forward, chain.backward, strict=True)
+    ]
+    return balanced(SimpleNamespace(layers=layers), K)
 
 
 def equal_counts(L: int, K: int) -> tuple[int, ...]:

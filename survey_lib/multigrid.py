@@ -64,8 +64,9 @@ def solve(
 def timetable(world, on, body, c: int, iterations, relax: str, B: int, item: int) -> list[Event]:
     """When the devices `on` compute the states, and after them the adjoints, of a mini-batch of B:
     contiguous intervals, as even as possible; without iterations, layers one after the other. The
-    adjoint of a layer counts as much as two of its forward passes: with the gradient of the
-    weights, which the last march alone takes."""
+    gradient of a layer's weights counts as much as one of its passes. The last march takes it;
+    without iterations, a device takes those of its layers when it has sent the adjoint on. Of the
+    two coarse steps of a correction, the one from the old state waits for nobody."""
     width, J = body.weight.shape[-1], body.layers // c
     edges = np.linspace(0, J, min(len(on), J) + 1).round().astype(int)
     own = [b - a for a, b in pairwise(edges)]  # intervals of each device
@@ -103,13 +104,19 @@ def timetable(world, on, body, c: int, iterations, relax: str, B: int, item: int
     for what, order in (("F", range(len(own))), ("B", range(len(own))[::-1])):
         before = [before[i] for i in order] if what == "B" else before
         if iterations is None:
-            before = sweep(what, list(order), c * (1 + (what == "B")), before)
+            before = sweep(what, list(order), c, before)
+            for k, i in enumerate(order if what == "B" else ()):  # the gradients of the weights
+                add(what, list(order), k, c * own[i], before[k])
             continue
         before = sweep(what, list(order), 1, before)
         for _ in range(iterations):
             for _ in range(len(relax) - 1 if relax == "FCF" else 1):
                 before = together(what, list(order), c, before)
-            before = sweep(what, list(order), 2, before)
+            before = [
+                (add(what, list(order), k, own[i], before[k][:1]), *before[k])
+                for k, i in enumerate(order)
+            ]  # from the old states
+            before = sweep(what, list(order), 1, before)
         last = c * (1 + (what == "B"))
         before = [(add(what, list(order), k, last * own[i], before[k]),)
                   for k, i in enumerate(order)]  # fmt: skip

@@ -10,6 +10,7 @@ from survey_lib.cutting import (
     chain,
     cut,
     equal_counts,
+    equal_work,
     layers_of,
     move,
     place,
@@ -92,11 +93,21 @@ def test_replication_by_hand():
 # ---- unlike devices
 
 
-def brute(chain, speeds, link):
+def brute(chain, speeds, link, memory=None):
+    """The least slowest of all cuts and all devices in this order; with a memory (K,), of those
+    where each stage has room for a version of its weights and its saved activations for itself and
+    for each stage after it, and for its gradient. Infinite where there is none."""
     L, best = len(chain), np.inf
     for K in range(1, min(L, len(speeds)) + 1):
         for used in itertools.combinations(range(len(speeds)), K):
             for stages in stages_of(L, K):
+                if memory is not None and any(
+                    (K - s) * (sum(chain.weights[a:b]) + sum(chain.saved[a:b]))
+                    + sum(chain.weights[a:b])
+                    > memory[d]
+                    for s, ((a, b), d) in enumerate(zip(stages, used, strict=True))
+                ):
+                    continue
                 slowest = 0.0
                 for (a, b), d in zip(stages, used, strict=True):
                     slowest = max(slowest, sum(chain.work[a:b]) / speeds[d])
@@ -153,11 +164,40 @@ def free(d, e):
     return 0.0, np.inf
 
 
-def test_another_device_never_makes_it_slower():
+def fastest(*args, **how):
+    """The seconds of `cut`, infinite where nothing fits."""
+    try:
+        return cut(*args, **how)[0]
+    except UsageError:
+        return np.inf
+
+
+def test_within_memory_cut_equals_brute_force():
+    rng, fit = np.random.default_rng(5), 0
+    for _ in range(300):
+        L, K = int(rng.integers(1, 8)), int(rng.integers(1, 5))
+        layers, speeds = some_chain(rng, L), rng.choice([1.0, 2.0, 4.0], K)
+        memory = rng.choice([10.0, 40.0, 80.0, 160.0], K)
+
+        def link(d, e):
+            return 0.2, 5.0
+
+        want = brute(layers, speeds, link, memory)
+        assert fastest(layers, speeds, link, memory=memory) == pytest.approx(want, rel=1e-12)
+        fit += np.isfinite(want) and want > brute(layers, speeds, link) * (1 + 1e-9)
+    assert fit > 50  # fit, and are slower for it
+
+
+@pytest.mark.parametrize("bounded", [False, True])
+def test_another_device_never_makes_it_slower(bounded):
     rng = np.random.default_rng(3)
     for _ in range(50):
         layers, speeds = some_chain(rng, 6), rng.uniform(1, 4, 4)
-        values = [cut(layers, speeds[:k], lambda d, e: (0.2, 5.0))[0] for k in range(1, 5)]
+        memory = rng.uniform(5, 150, 4) if bounded else np.full(4, np.inf)
+        values = [
+            fastest(layers, speeds[:k], lambda d, e: (0.2, 5.0), memory=memory[:k])
+            for k in range(1, 5)
+        ]
         assert all(b <= a for a, b in itertools.pairwise(values))
 
 
@@ -177,17 +217,40 @@ def test_slow_links_move_the_cut_to_a_narrow_layer():
 
 
 def test_memory_bounds_a_stage():
-    """Device k of K holds K - k versions and activations, and a gradient: of j layers on the first
-    of two, 2 (j + j) + j = 5 j bytes."""
+    """Stage s of U holds U - s versions and activations, and a gradient: of j layers on the first
+    of two, 2 (j + j) + j = 5 j bytes; on the last, or on one device alone, 3 j."""
     layers = Chain(*np.ones((2, 4)), *np.ones((3, 4)))
     assert cut(layers, [3.0, 1.0], free, memory=[100, 100])[1] == (3,)
     assert cut(layers, [3.0, 1.0], free, memory=[10, 100])[1] == (2,)
     assert cut(layers, [3.0, 1.0], free, memory=[9.9, 100])[1] == (1,)
-    lacks = "stage of layer 0 has no place, device 1 lacks 1 bytes"
-    with pytest.raises(UsageError, match=lacks):  # it needs 5 on the first, 3 on the last
+    with pytest.raises(UsageError, match="2 devices.*at most the first 1 do"):  # on the first
         cut(layers, [3.0, 1.0], free, memory=[3, 2])
-    with pytest.raises(UsageError, match="stage of layer 2 has no place, no device is left"):
+    with pytest.raises(UsageError, match="2 devices.*at most the first 2 do"):  # 5 and 3 bytes
         cut(layers, [3.0, 1.0], free, memory=[5, 3])
+    with pytest.raises(UsageError, match="2 devices.*at most the first 0 do"):
+        cut(layers, [3.0, 1.0], free, memory=[2, 2])
+
+
+def test_a_device_that_gets_nothing_takes_no_memory():
+    """Four layers on one device need 3 * 4 = 12 bytes, whatever other devices there are."""
+    layers = Chain(*np.ones((2, 4)), *np.ones((3, 4)))
+    assert cut(layers, [1.0], free, memory=[12]) == (8.0, (), (0,))
+    assert cut(layers, [1.0, 1.0], free, memory=[12, 1]) == (8.0, (), (0,))
+    assert cut(layers, [10.0, 1.0], free, memory=[12, 100]) == (0.8, (), (0,))
+    assert cut(layers, [1.0, 1.0, 1.0], free, memory=[10, 1, 6]) == (4.0, (2,), (0, 2))
+
+
+def test_an_order_that_does_not_fit_leaves_the_others():
+    """The heavy layer needs 3 * 3 bytes as the first stage of two, the others 2 * 3 as the last:
+    only the larger device can come first, and neither has room for all, 2 * 6 bytes."""
+    layers = Chain(*np.ones((3, 4)), np.array([3.0, 1.0, 1.0, 1.0]), np.zeros(4))
+    device = [Device(1.0, m, 1.0, 2.0, 1.5, "assumed") for m in (6.0, 9.0)]
+    world = World(2, device=device, link=Link(0.0, np.inf, np.inf))
+    assert place(layers, world, range(2), any_order=True) == (6.0, (1,), (1, 0))
+    with pytest.raises(UsageError, match="4 layers do not fit"):
+        place(layers, world, range(2))
+    with pytest.raises(UsageError, match="4 layers do not fit"):
+        place(layers, world, [0], any_order=True)
 
 
 def test_a_slow_way_back_is_no_place_for_a_cut():
@@ -206,6 +269,26 @@ def test_equal_counts():
     with pytest.raises(UsageError, match="choose K from 1 to 3"):
         equal_counts(3, 4)
     assert layers_of((3, 6, 8), 10).tolist() == [0, 0, 0, 1, 1, 1, 2, 2, 3, 3]
+
+
+def test_equal_work():
+    """All K stages get a layer, also where one layer outweighs the rest."""
+    work = np.array([1.0, 100.0, 1.0, 1.0])
+    layers = Chain(work / 2, work / 2, *np.ones((3, 4)))
+    assert equal_work(layers, 4) == (1, 2, 3) and equal_work(layers, 1) == ()
+    world = World(
+        4, device=Device(1.0, np.inf, 1.0, 2.0, 1.5, "assumed"), link=Link(0.0, np.inf, np.inf)
+    )
+    assert slowest(layers, world, equal_work(layers, 4), range(4)) == 100.0
+    rng = np.random.default_rng(6)
+    for L in range(2, 8):
+        layers, K = some_chain(rng, L), int(rng.integers(1, L + 1))
+        most = [max(sum(layers.work[a:b]) for a, b in stages) for stages in stages_of(L, K)]
+        own = layers_of(equal_work(layers, K), L)
+        assert own[-1] == K - 1
+        assert np.bincount(own, layers.work).max() == pytest.approx(min(most), rel=1e-12)
+    with pytest.raises(UsageError, match="choose K from 1 to 4"):
+        equal_work(Chain(work, work, *np.ones((3, 4))), 5)
 
 
 @pytest.mark.parametrize("build", [mlp(20, 12, 16), cnn(3, 5), transformer(8, blocks=3)])

@@ -255,21 +255,24 @@ def test_interpolation():
 
 
 def test_seconds_on_equal_devices_with_free_links():
-    """p = 4 devices with an interval each of c = 4 layers, l seconds a layer. A coarse sweep takes
-    p l; an iteration 2 c l of relaxation (FCF) and 2 l per device of the coarse chain, which the
-    first device begins when it is through, while the sweep before it still goes on elsewhere: the
-    first one ends at (1 + 2 c + 2 p) l, each further one (2 c + 2) l later; then the last march, c
-    l. Backward as much, and c l for the gradients. Serial: N l and 2 N l."""
+    """p = 4 devices with an interval each of c = 4 layers, l seconds a layer. In the coarse sweep
+    device k is through at (k + 1) l. An iteration takes each 2 c l of relaxation (FCF) and l for
+    the coarse step from its old state, side by side, and l for the one from the new state: device
+    0 needs nobody, and device k is still k l behind. So the last one is through at
+    (p + i (2 c + 2)) l after i iterations, and c l later after its last march. Backward as much,
+    and c l for the gradients of the weights. Serial: N l and N l, and c l for the gradients of the
+    device that gets the adjoint last; the others have taken theirs meanwhile."""
     t, B, speed, c, p = deep(), 10, 1e6, 4, 4
     layer = 2 * B * 36 / speed
     for k in (0, 1, 2, 3):
         world, how = World(p, device=unequal(speed), link=FREE), dict(c=c, eta=0.1, B=B)
         models(mgrit_layer_parallel, 1, task=t, world=world, iterations=k, **how)
-        once = (p if k == 0 else 1 + 2 * c + 2 * p + (k - 1) * (2 * c + 2)) + c
+        once = p + k * (2 * c + 2) + c
         assert world.clock == pytest.approx((2 * once + c) * layer, rel=1e-9)
     world = World(p, device=unequal(speed), link=FREE)
     models(mgrit_layer_parallel, 1, task=t, world=world, c=c, iterations=None, eta=0.1, B=B)
-    assert world.clock == pytest.approx(3 * 16 * layer, rel=1e-9)
+    assert world.clock == pytest.approx((2 * 16 + c) * layer, rel=1e-9)
+    assert world.busy == pytest.approx(3 * c * layer, rel=1e-9)  # each has done its part
 
 
 @pytest.mark.parametrize("relax, each", [("F", 2), ("FCF", 3)])

@@ -215,10 +215,27 @@ def test_shared_bytes(size):
     np.testing.assert_array_equal(world.down, (size - own) * one + 4 * 4 * C * size)
 
 
-def test_cross_over_of_bytes():
-    """Per exchange outputs cost more than a checkpoint from |S| = d / C on: 241 for 64-32-10."""
-    d = Task(n=2, network=mlp(32)).d
-    assert d / C == 241
+@pytest.mark.parametrize("n, rounds", [(2, 1), (2, 4), (3, 4)])
+def test_cross_over_of_bytes(n, rounds):
+    """A checkpoint goes straight to each peer: n (n - 1) 4 d B an exchange. Outputs go up to a
+    server and down again: 2 n 4 C |S|. So they break even at |S| = (n - 1) d / (2 C). Disclosed
+    samples, 4 D + 1 B, go up once and down to all but their owner: n |S| (4 D + 1) in all."""
+    task = small(n=n, samples=600, network=mlp(8), dtype=torch.float32)
+    outputs_alone = (n - 1) * task.d / (2 * C)
+    even = (n - 1) * 4 * task.d * rounds / (8 * C * rounds + 4 * 64 + 1)
+    assert even < outputs_alone and even != int(even)
+
+    def total(method, **how):
+        world = World(n)
+        values(method, rounds, task=task, world=world, **HOW, **how)
+        return world.totals()["bytes"]
+
+    checkpoints = total(codistillation)
+    assert checkpoints == rounds * n * (n - 1) * 4 * task.d
+    below, above = (
+        total(codistillation_shared_samples, shared=int(even) + more) for more in (0, 1)
+    )
+    assert below < checkpoints < above
 
 
 def test_shared_samples_are_trained_on_by_all():

@@ -17,6 +17,7 @@ from survey_lib.methods.federated_distillation import (
     fd_wireless_hfd,
     gaussian,
     held_labels,
+    leaked,
     mean_samples,
 )
 from survey_lib.methods.personal_models import public_rows
@@ -109,12 +110,55 @@ def test_without_lacking_labels_there_is_no_traffic():
     assert worlds[0].totals() == worlds[1].totals()
 
 
+def rare(few):
+    """A partition: device i has `few` samples of the labels i, i + 1, i + 2, i + 3 and 20 of each
+    of the others."""
+
+    def split(y, n, *key):
+        parts, order = [[] for _ in range(n)], [list(np.flatnonzero(y == c)) for c in range(C)]
+        for i in range(n):
+            for c in range(C):
+                m = few if (c - i) % C < 4 else 20
+                parts[i] += [order[c].pop() for _ in range(m)]
+        return [np.array(p) for p in parts]
+
+    return split
+
+
 @pytest.mark.parametrize("redundant, leakage", [(0, 1.0), (2, 4 / 6), (4, 0.5), (99, 0.4)])
-def test_leakage(redundant, leakage):
-    """Targets / (targets + redundant labels): 1 without any, 4 / 10 if all ten are named."""
-    found = values(faug, 2, task=lacks(), redundant=redundant, **HOW)
+@pytest.mark.parametrize("few, seeds", [(2, 2), (3, 1), (5, 5)])
+def test_leakage(few, seeds, redundant, leakage):
+    """Rare labels, of which there are as many seeds as of others: targets / (targets + redundant
+    labels), 1 without any, 4 / 10 if all ten are named."""
+    task = small(partition=rare(few), samples=1400)
+    found = values(faug, 2, task=task, redundant=redundant, seeds=seeds, **HOW)
     assert found[0][1]["leakage"] == 0
     assert found[2][1]["leakage"] == pytest.approx(leakage)
+
+
+@pytest.mark.parametrize("redundant", [0, 2, 4, 99])
+@pytest.mark.parametrize("few", [0, 2])
+def test_targets_that_come_with_fewer_seeds_are_not_hidden(few, redundant):
+    """The flags of the targets and the seeds of the redundant labels only, or two of the targets
+    and five of others: the server reads the targets off."""
+    task = small(partition=rare(few), samples=1400)
+    found = values(faug, 2, task=task, redundant=redundant, seeds=5, **HOW)
+    assert found[2][1]["leakage"] == 1
+    if not few:
+        assert values(faug, 2, task=lacks(), redundant=redundant, **HOW)[2][1]["leakage"] == 1
+
+
+def test_leakage_by_hand():
+    """Device 0: targets 0, without a seed, and 1, with one as the redundant labels 2, 3 have: (1 +
+    1/3) / 2 = 2/3. Device 1: targets 0, 1 with two seeds as the redundant label 2 has: 2/3; label
+    3 is redundant with one seed, and hides neither. Device 2: its target is all it names: 1."""
+    target = np.array([[1, 1, 0, 0, 0], [1, 1, 0, 0, 0], [0, 0, 0, 0, 1]]).astype(bool)
+    named = np.array([[1, 1, 1, 1, 0], [1, 1, 1, 1, 0], [0, 0, 0, 0, 1]]).astype(bool)
+    sent = np.array([[0, 1, 1, 1, 1], [2, 2, 2, 1, 2], [0, 2, 2, 2, 1]])
+    for k, by_hand in enumerate((2 / 3, 2 / 3, 1.0)):
+        some = slice(k, k + 1)
+        assert leaked(target[some], named[some], sent[some]) == pytest.approx(by_hand)
+    assert leaked(target, named, sent) == pytest.approx(7 / 9)
 
 
 def test_faug_bytes():
@@ -149,7 +193,7 @@ def test_faug_in_front_of_fedavg():
     found = models(faug, 3, task=task, then=fedavg, S=N, **HOW)
     assert found.shape == (4, task.d)
     wireless = values(faug, 2, task=task, then=fd_wireless_hfd, uses=300, **HOW)
-    assert wireless[2][1] == {"uses": 600, "leakage": 0.5}
+    assert wireless[2][1] == {"uses": 600, "leakage": 1.0}
     data = state(faug, task, World(N), 1, then=fedavg, S=N, **HOW)["data"]
     close(found, models(fedavg, 3, task=data, S=N, **HOW))
 
@@ -409,6 +453,27 @@ def test_hfd_loss_and_absence():
     assert not after["able"][2] and (after["V"][2] == 0).all()
     assert (after["Y"][2] != task.init()).any()
     assert (after["V"][3] != 0).any()
+
+
+def test_who_misses_the_mean_samples_trains_alone():
+    """Device 2 loses the first broadcast, that of the mean samples, and hears all targets."""
+
+    class Misses(World):
+        first = True
+
+        def broadcast(self, chosen, payload, **how):
+            reached = super().broadcast(chosen, payload, **how)
+            lost, self.first = 2 if self.first else -1, False
+            return reached[reached != lost]
+
+    task = small(partition=dirichlet(0.3))
+    Y = models(fd_wireless_hfd, 4, task=task, world=Misses(N), snr_db=np.inf, **HOW)
+    alone = models(local_only, 4, task=task, **HOW)
+    close(Y[:, 2], alone[:, 2], 1e-10)
+    others = np.arange(N) != 2
+    assert (Y[-1, others] != alone[-1, others]).any(1).all()
+    after = state(fd_wireless_hfd, task, Misses(N), 4, snr_db=np.inf, **HOW)
+    assert after["target"][2].any() and not after["known"][2].any()
 
 
 def test_wireless_unlike_networks():

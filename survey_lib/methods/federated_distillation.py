@@ -50,7 +50,8 @@ def faug(
     as many of every label as of its most frequent one. generator: (x (m, D), y (m,), C) -> (what is
     sent, draw), default `gaussian`, in place of the paper's conditional GAN.
     Up: a bit per label, and 4D + 1 B a seed; down: the generator. Nobody lacks a label: no traffic.
-    Yields `leakage`, the share of target labels among those named: what the server learns.
+    Yields `leakage`, how sure the server may be of a target label, see `leaked`: the paper presumes
+    target labels that are rare, not absent; absent ones come without a seed, and are told by that.
     A device has no seed of a label that it lacks altogether; others send it as a redundant one. A
     label without seeds is not generated; who is off, or gets no generator, keeps what it has.
     """
@@ -63,7 +64,7 @@ def faug(
     on, held, target, data, leakage = on[able], held[able], target[able], task, 0.0
     if len(on):
         named = named_labels(target, held, on, redundant, seed)
-        leakage = float((target.sum(1) / named.sum(1)).mean())
+        leakage = leaked(target, named, np.minimum(held, seeds))
         own = [some_of_each(task, i, f, seeds, seed) for i, f in zip(on, named, strict=True)]
         flags = bits(torch.from_numpy(named))
         sent = [(f, task.x[p], task.y[p].byte()) for f, p in zip(flags, own, strict=True)]
@@ -101,6 +102,19 @@ def named_labels(target, held, on, redundant, seed) -> np.ndarray:
         others = np.flatnonzero(~target[k] & (held[k] > 0))
         named[k, stream("redundant", seed, int(i)).permutation(others)[:redundant]] = True
     return named
+
+
+def leaked(target, named, sent) -> float:
+    """How sure the server may be of a target label: the share of targets among the named labels
+    that come with as many seeds, sent (k, C); mean over a device's targets, then over devices.
+
+    If all come with as many, this is the paper's |target| / (|target| + |redundant|). It presumes
+    target labels that are rare, not absent: one that comes without a seed, or with fewer than the
+    others, is told by that, and no redundant label hides it. (k, C): target, within named.
+    """
+    alike = (sent[:, :, None] == sent[:, None]) & named[:, None]  # (k, C, C): c' as c
+    share = (alike & target[:, None]).sum(2) / alike.sum(2).clip(min=1)  # (k, C)
+    return float(((share * target).sum(1) / target.sum(1)).mean())
 
 
 def some_of_each(task, i, labels, m, seed) -> np.ndarray:
@@ -259,7 +273,7 @@ def fd_wireless_hfd(
     federated_distillation_fd. gamma = 0 is local training.
     World: bytes of the coded numbers, analogue ones as they are, and the links' time, not the
     channel's; its uses so far are yielded as `uses`. The downlink is free of noise. Entries that
-    the uses were too few for stay what they were.
+    the uses were too few for stay what they were. Who missed the mean samples trains alone.
     """
     C, Y, snr = task.classes, starts(task), 10 ** (snr_db / 10)  # (n, d)
     heard, own = Y.new_zeros(C * (C + 1)), Y.new_zeros(task.n, C * (C + 1))  # sum; each one's part
@@ -295,7 +309,8 @@ def fd_wireless_hfd(
         reached = world.broadcast(on, heard)
         s, clear = averages(heard - (0.0 if hybrid else 1.0) * own[reached], C)
         target[reached] = torch.where(clear[..., None], s, target[reached])
-        known[reached] = clear
+        has_means = torch.from_numpy(able[reached] | (not hybrid))  # (k,)
+        known[reached] = clear & has_means[:, None]
 
 
 def averages(v: Tensor, C: int) -> tuple[Tensor, Tensor]:

@@ -115,8 +115,9 @@ def max_margin(X: Tensor, y: Tensor, w: Tensor, *key) -> Tensor:
 
 def gradient_descent(X, y, w, *key, steps: int, eta=None, layers: int = 1) -> Tensor:
     """(d,): so many steps on the mean cross-entropy, beginning at w; eta: default 4 n /
-    lambda_max(X^T X), the largest that is safe. layers = N > 1: w = a^(N-1) v, a deep linear
-    network of width 1 whose other weights a begin equal, and balanced, a = |v|; wider networks with
+    lambda_max(X^T X), which is 1 / L, L the greatest curvature that the loss can have in w; one
+    layer descends at every step below 2 / L. layers = N > 1: w = a^(N-1) v, a deep linear network
+    of width 1 whose other weights a begin equal, and balanced, a = |v|; wider networks with
     balanced weights have rank 1 and follow the same flow."""
     eta = eta or 4 * len(X) / torch.linalg.matrix_norm(X, 2).item() ** 2
     a = w.norm() ** (1 / layers) if layers > 1 else 1.0

@@ -23,8 +23,8 @@ CLAIMS = (
         ref=59,
         text=(
             "Choosing devices by their speed alone costs accuracy where the slow devices "
-            "alone hold some classes: at least 5 points below choosing at random and waiting, "
-            "after the same virtual time."
+            "alone hold some classes: at least 5 points below taking all and waiting, after the "
+            "same virtual time."
         ),
         baseline="fedavg, waiting for all",
         metric="final accuracy, two classes on the slowest devices only",

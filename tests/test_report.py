@@ -108,6 +108,7 @@ def test_numbers_have_the_decimals_of_their_interval():
     assert plus_minus(0.81234, 0.0113) == "0.812 ± 0.011"
     assert plus_minus(5.0, 0.0) == "5"
     assert plus_minus(2.14e-6, 3.2e-7) == "(2.14 ± 0.32)e-06"
+    assert plus_minus(1.0, 1e-9) == "1.000000 ± 0.000000" and plus_minus(0.0, 3e-7)[:3] == "(0."
     assert effect_text(5.1, 4.2, 6.3, "x") == "x5.1 [4.2, 6.3]"
     assert effect_text(2.3, 1.1, 3.5, "points") == "+2.3 [1.1, 3.5] points"
     assert effect_text(-120.0, -150, -90, "s") == "-120 [-150, -90] s"

@@ -44,7 +44,7 @@ def decimals(width: float) -> int | None:
 def plus_minus(mean: float, half: float) -> str:
     """`0.812 ± 0.011`, both with as many decimals as the half-width deserves."""
     d = decimals(half)
-    if 0 < half < 1e-5:  # below the decimals that are printed
+    if 0 < half < 1e-5 and abs(mean) < 1e-3:  # below the decimals that are printed
         power = math.floor(math.log10(max(abs(mean), half)))
         return f"({plus_minus(mean / 10**power, half / 10**power)})e{power:03d}"
     return number(mean) if d is None else f"{mean:.{d}f} ± {half:.{d}f}"

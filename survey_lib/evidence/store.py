@@ -146,7 +146,8 @@ def canonical(value):
         return {canonical(type(value)): held}
     if inspect.isfunction(value) or inspect.isclass(value):
         name = f"{value.__module__}.{value.__qualname__}:{source_hash(value)}"
-        held = [c.cell_contents for c in getattr(value, "__closure__", None) or ()]
+        cells = getattr(inspect.unwrap(value), "__closure__", None) or ()
+        held = [cell.cell_contents for cell in cells]
         return {name: canonical(held)} if held else name
     raise TypeError(
         f"{value!r} cannot be part of a run's key; use numbers, tensors, functions or partials"

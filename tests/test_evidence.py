@@ -9,6 +9,7 @@ import pytest
 import torch
 from conftest import leaves
 
+from survey_lib import topology
 from survey_lib.errors import Diverged, UsageError
 from survey_lib.evidence import Case, area, at, final, judge, reach, run, store, sweep, tune
 from survey_lib.evidence import ledger as ledgers
@@ -177,6 +178,15 @@ def method(task): yield torch.relu(scale) * Rule().size * Rule().step()
     assert typed(torch.ones(2), 1, 1) == same
     assert len({same, typed(torch.zeros(2), 1, 1), typed([1], 1, 1), typed([2], 1, 1)}) == 4
     assert typed(torch.ones(2), 2, 1) != same != typed(torch.ones(2), 1, 2)
+
+
+def test_the_key_follows_a_module_that_is_used_by_its_name(monkeypatch):
+    reached, old = [], store._reach
+    monkeypatch.setattr(store, "_reach", lambda names: reached.append(set(names)) or old(names))
+    space = {"__name__": "__main__", "topology": topology, "np": np}
+    exec("def method(task): yield np.sum(topology.ring(task.n))", space)
+    source_hash(space["method"])
+    assert reached == [{"survey_lib.topology"}]
 
 
 def test_the_key_follows_the_code_of_objects_and_of_base_classes(monkeypatch):

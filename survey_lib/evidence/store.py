@@ -172,12 +172,14 @@ def source_hash(function) -> str:
             continue
         digest.update(_source(f).encode())
         for name, target in _targets(f):
+            ours = _home(target).startswith("survey_lib")
             if inspect.isfunction(target) or inspect.isclass(target):
-                if _home(target) == home or _home(target).startswith("survey_lib"):
-                    todo.append(target)
+                todo += [target] if ours or _home(target) == home else []
             elif isinstance(target, functools.partial) or is_dataclass(target) or _plain(target):
                 digest.update(json.dumps([name, canonical(target)]).encode())
-    for name in sorted(_reach(modules)):
+            elif ours:  # a module, or a callable object of one
+                modules.add(_home(target))
+    for name in sorted(modules | _reach(modules)):
         digest.update(_module_file(name).read_bytes())
     return digest.hexdigest()[:16]
 
